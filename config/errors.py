@@ -1,0 +1,105 @@
+"""Every error that Umbel raises on purpose.
+
+    UmbelError
+    ├── SettingsError       a setting has a value that is not allowed
+    ├── ContractError       a message does not fit its contract, or two contracts collide
+    ├── BrokerUnavailable   the broker did not take a message in time
+    ├── EmbeddedError       the embedded server could not be started
+    ├── StoreRequired       what was asked for needs a state store, and none is named
+    ├── UnknownQueue        a queue that this app does not have
+    ├── UnknownJob          no job with this id is known (never sent, or expired)
+    ├── JobFailed           the job ended without a result
+    │   └── JobCancelled    because it was cancelled; raise it inside a job that noticed
+    ├── ResultTimeout       no result within the time given; the job goes on
+    └── BlobError           a file by reference cannot be read or written
+
+Each says what was expected, what came and what to do, and carries the facts as fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class UmbelError(Exception):
+    """The root of the tree: catch it to catch all of them."""
+
+
+class SettingsError(UmbelError):
+    """A setting has a value that is not allowed; says which, where it came from, what is."""
+
+
+class ContractError(UmbelError):
+    """A message does not fit its contract.
+
+    Attributes:
+        contract: the contract's wire name, ``"image.resize"``.
+        problems: one line for each misfit, each starting with the path of its field.
+    """
+
+    def __init__(self, contract: str, problems: Sequence[str]) -> None:
+        self.contract = contract
+        self.problems = tuple(problems)
+        super().__init__(contract, self.problems)
+
+    def __str__(self) -> str:
+        return f"{self.contract}: " + "; ".join(self.problems)
+
+
+class BrokerUnavailable(UmbelError):
+    """The broker did not take a message within ``publish_timeout_s``.
+
+    The message may or may not have been queued: repeat the send with the same ``job_id``.
+    """
+
+
+class EmbeddedError(UmbelError):
+    """The embedded server could not be started; carries the end of its log."""
+
+
+class StoreRequired(UmbelError):
+    """What was asked for needs a state store: set ``UMBEL_STORE_URL``."""
+
+
+class UnknownQueue(UmbelError):
+    """A queue that this app does not have; lists those that it has."""
+
+
+class UnknownJob(UmbelError):
+    """No job with this id is known: it was never tracked, or its record has expired."""
+
+
+class JobFailed(UmbelError):
+    """The job ended without a result.
+
+    Attributes:
+        job_id: the job's id.
+        reason: what happened, ``"ValueError: no such picture"``.
+        traceback: the worker's traceback, where there is one.
+    """
+
+    def __init__(self, reason: str, job_id: str | None = None, traceback: str | None = None):
+        self.reason = reason
+        self.job_id = job_id
+        self.traceback = traceback
+        super().__init__(reason, job_id, traceback)
+
+    def __str__(self) -> str:
+        return f"{self.reason} (job {self.job_id})" if self.job_id else self.reason
+
+
+class JobCancelled(JobFailed):
+    """The job was cancelled. A job that notices ``context.cancelled`` raises this."""
+
+    def __init__(
+        self, reason: str = "cancelled", job_id: str | None = None, traceback: str | None = None
+    ):
+        super().__init__(reason, job_id, traceback)
+
+
+class ResultTimeout(UmbelError):
+    """No result within the time given; the job itself goes on."""
+
+
+class BlobError(UmbelError):
+    """A file by reference cannot be read or written."""

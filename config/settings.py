@@ -1,0 +1,127 @@
+"""The one settings object: from `UMBEL_*` variables, then from code, then the defaults here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from umbel.config.errors import SettingsError
+
+ENV_PREFIX = "UMBEL_"
+BROKER_SCHEMES = (
+    "embedded",
+    "redis",
+    "rediss",
+    "redis+socket",
+    "valkey",
+    "valkeys",
+    "sentinel",
+    "amqp",
+    "amqps",
+)
+STORE_SCHEMES = ("embedded", "redis", "rediss", "redis+socket", "valkey", "valkeys")
+
+
+class Settings(BaseSettings):
+    """What can be set, each as ``UMBEL_<NAME>`` in the environment or as an argument of the app.
+
+    The environment wins over code, so that one program runs unchanged in every place.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+
+    broker_url: Annotated[str, Field(description="where messages wait")] = "embedded://"
+    store_url: Annotated[
+        str | None,
+        Field(description="where the state of tracked jobs is; by default the broker's server"),
+    ] = None
+    blob_url: Annotated[
+        str | None,
+        Field(description="where files are (file:///…, s3://…); by default .umbel/blobs"),
+    ] = None
+    namespace: Annotated[
+        str | None,
+        Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="prefix of every key and exchange"),
+    ] = None
+    require_broker: Annotated[bool, Field(description="refuse the embedded server")] = False
+    publish_timeout_s: Annotated[
+        PositiveFloat, Field(description="longest time that a send may take")
+    ] = 5.0
+    result_ttl_s: Annotated[
+        PositiveInt, Field(description="how long the outcome of a tracked job is kept")
+    ] = 3600
+    max_deliveries: Annotated[
+        PositiveInt,
+        Field(description="runs begun that may end without an outcome before the dead letters"),
+    ] = 3
+
+    @field_validator("broker_url")
+    @classmethod
+    def _broker_scheme(cls, url: str) -> str:
+        return _known_scheme(url, BROKER_SCHEMES)
+
+    @field_validator("store_url")
+    @classmethod
+    def _store_scheme(cls, url: str | None) -> str | None:
+        return url and _known_scheme(url, STORE_SCHEMES)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+    @classmethod
+    def load(cls, **code: Any) -> Self:
+        """Read the environment over what the code says.
+
+        Args:
+            code: values by the names above; None counts as not given.
+
+        Raises:
+            SettingsError: one line for each wrong value: its name, its source, what is allowed.
+        """
+        given = {name: value for name, value in code.items() if value is not None}
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise SettingsError(_explain(error, given)) from error
+
+
+def _known_scheme(url: str, allowed: tuple[str, ...]) -> str:
+    scheme, separator, _ = url.partition("://")
+    if not separator or scheme not in allowed:
+        raise ValueError(f"a URL with one of the schemes {', '.join(allowed)}")
+    return url
+
+
+def _explain(error: ValidationError, code: dict[str, Any]) -> str:
+    lines = []
+    for problem in error.errors(include_url=False):
+        name = str(problem["loc"][0]).removeprefix(ENV_PREFIX).removeprefix(ENV_PREFIX.lower())
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            known = ", ".join(sorted(Settings.model_fields))
+            lines.append(f"{name}: there is no such setting; there are: {known}")
+            continue
+        in_code = name in code and code[name] == problem["input"]
+        source = f"code ({name}=)" if in_code else f"environment ({ENV_PREFIX}{name.upper()})"
+        lines.append(f"{name} from the {source} is {problem['input']!r}; expected: {message}")
+    return "wrong settings:\n  " + "\n  ".join(lines)
+
+
+def project_directory(start: Path | None = None) -> Path:
+    """The nearest directory upwards with a pyproject.toml or an umbel.toml, else `start`."""
+    here = (start or Path.cwd()).resolve()
+    for directory in (here, *here.parents):
+        if (directory / "pyproject.toml").is_file() or (directory / "umbel.toml").is_file():
+            return directory
+    return here

@@ -1,0 +1,117 @@
+"""Connections to the server that keeps what is known of jobs: Valkey or Redis.
+
+Only connections: the keys belong to those who use them (`umbel.jobs.records`,
+`umbel.consumers.deadletters`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+from weakref import WeakKeyDictionary
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from umbel.config.embedded import AsyncEmbeddedConnection, Embedded, EmbeddedConnection
+from umbel.config.errors import StoreRequired
+from umbel.config.settings import Settings
+
+_CELERY_SCHEMES = {"valkey": "redis", "valkeys": "rediss"}
+
+
+def server_url(url: str) -> str:
+    """A URL as Celery, Kombu and Flower know it.
+
+    Args:
+        url: any that the settings allow; several may be joined by ``;`` for failover.
+    """
+    if url.startswith("embedded://"):
+        return Embedded.at(url).url
+    scheme, separator, rest = url.partition("://")
+    return _CELERY_SCHEMES.get(scheme, scheme) + separator + rest
+
+
+def store_url(settings: Settings, broker_url: str) -> str | None:
+    """Where the state of jobs is: what is named, else the broker's own server if it can."""
+    url = server_url(settings.store_url or broker_url).split(";")[0]
+    return url if urlsplit(url).scheme in {"redis", "rediss", "redis+socket"} else None
+
+
+class Store:
+    """Clients for one server, one for each way of calling.
+
+    Safe in threads and after a fork: redis-py's pools notice both.
+    """
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self.url = url
+        self._options: dict[str, Any] = {
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": timeout_s,
+            "decode_responses": True,
+        }
+        self._async_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, redis.asyncio.Redis] = (
+            WeakKeyDictionary()
+        )
+
+    @cached_property
+    def client(self) -> redis.Redis:
+        """The blocking client. One retry at once: an idle connection may have been closed."""
+        retry = Retry(NoBackoff(), 1)
+        if path := self._socket_path:
+            pool = redis.ConnectionPool(
+                connection_class=EmbeddedConnection,
+                path=path,
+                db=self._socket_database,
+                retry=retry,
+                **self._options,
+            )
+            return redis.Redis(connection_pool=pool)
+        return redis.Redis.from_url(self.url, retry=retry, **self._options)
+
+    @property
+    def async_client(self) -> redis.asyncio.Redis:
+        """The client of the running event loop."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._async_clients:
+            self._async_clients[loop] = self._new_async_client()
+        return self._async_clients[loop]
+
+    def _new_async_client(self) -> redis.asyncio.Redis:
+        retry = AsyncRetry(NoBackoff(), 1)
+        if path := self._socket_path:
+            pool = redis.asyncio.ConnectionPool(
+                connection_class=AsyncEmbeddedConnection,
+                path=path,
+                db=self._socket_database,
+                retry=retry,
+                **self._options,
+            )
+            return redis.asyncio.Redis(connection_pool=pool)
+        return redis.asyncio.Redis.from_url(self.url, retry=retry, **self._options)
+
+    @property
+    def _socket_path(self) -> str | None:
+        parts = urlsplit(self.url)
+        return str(Path(parts.path)) if parts.scheme == "redis+socket" else None
+
+    @property
+    def _socket_database(self) -> int:
+        return int(parse_qs(urlsplit(self.url).query).get("virtual_host", ["0"])[0])
+
+
+def required(store: Store | None, what: str) -> Store:
+    """The store, or the error that says what needs it."""
+    if store is None:
+        raise StoreRequired(
+            f"{what} needs a state store, and this broker cannot be one: set UMBEL_STORE_URL "
+            "(or store_url=) to a Valkey or Redis server, redis://host:6379/0"
+        )
+    return store

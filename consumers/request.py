@@ -1,0 +1,85 @@
+"""What ends a delivery from outside: Celery's request in the worker's main process.
+
+The process that ran the job is gone (killed, crashed, over its time limit) and cannot settle; here
+the same exits are taken for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from billiard.einfo import ExceptionWithTraceback
+from billiard.exceptions import WorkerLostError
+from celery.worker import request, state
+
+from umbel.consumers.deadletters import Kind, Reason, describe
+from umbel.consumers.delivery import Dead, Delivery, Retried, again, bury, failure
+from umbel.jobs.job import Job
+from umbel.jobs.records import JobState
+
+
+class Request(request.Request):
+    """One message in the hands of this worker."""
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Prefork has killed the child that ran too long: decide by the job's policy."""
+        if soft or state.should_terminate:
+            super().on_timeout(soft, timeout)
+            return
+        error = TimeoutError(f"ran longer than timeout_s={self._job.timeout_s:g} and was killed")
+        match failure(self._delivery, error):
+            case Retried(delay_s=delay_s):
+                envelope = replace(self._delivery.envelope, deliveries=0)
+                again(self._delivery, envelope, delay_s, attempt=self._delivery.attempt + 1)
+                self._retried(describe(error))
+            case Dead():
+                bury(self._delivery, Kind.DEAD, Reason.TIMED_OUT, error)
+                if self._delivery.tracked:  # before Celery does, whose text says less
+                    self._app.records.ended(self.id, JobState.FAILED, describe(error))
+                super().on_timeout(soft, timeout)
+
+    def on_failure(
+        self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
+    ) -> None:
+        """The child died, or the job raised; the latter has settled itself already."""
+        error = _error_of(exc_info)
+        stopped_by_us = self._already_cancelled or self._already_revoked
+        if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt) and not (
+            stopped_by_us or state.should_terminate
+        ):
+            envelope = self._delivery.envelope
+            counted = replace(envelope, deliveries=envelope.deliveries + 1)
+            if counted.deliveries < self._max_deliveries:
+                again(self._delivery, counted, 0, attempt=self._delivery.attempt)
+                self._retried(f"{describe(error)} (run {counted.deliveries} without an outcome)")
+                return
+            bury(self._delivery, Kind.DEAD, Reason.CRASHED, error)
+        super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def _retried(self, error: str) -> None:
+        """The copy is sent: this one is done with."""
+        state.task_ready(self)
+        if self._delivery.tracked:
+            self._app.records.retrying(self.id, error)
+        self.acknowledge()
+        self.send_event("task-retried", exception=error, traceback="")
+
+    @property
+    def _max_deliveries(self) -> int:
+        limit: int = self._job.max_deliveries or self._app.settings.max_deliveries
+        return limit
+
+    @property
+    def _job(self) -> Job[Any, Any, Any]:
+        job: Job[Any, Any, Any] = self._task
+        return job
+
+    @property
+    def _delivery(self) -> Delivery:
+        return Delivery(self._job, self._context)
+
+
+def _error_of(exc_info: Any) -> BaseException:
+    error: BaseException = exc_info.exception
+    return error.exc if isinstance(error, ExceptionWithTraceback) else error

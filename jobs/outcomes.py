@@ -1,0 +1,70 @@
+"""Celery's result backend, told to keep our records too.
+
+Every end that Celery knows of, in the child or in the worker's main process, comes through one of
+four methods of its backend, after the callbacks and the next steps of a chain were sent: the place
+to write what must not be written before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from umbel.config.errors import StoreRequired
+from umbel.jobs.records import JobState, Records
+from umbel.jobs.wire import Envelope, Sealed, is_tracked
+
+if TYPE_CHECKING:
+    from celery.backends.base import Backend
+
+    _Base = Backend
+else:
+    _Base = object
+
+
+def recording(backend_class: type[Any]) -> type[Any]:
+    """Any of Celery's backend classes, with our records kept beside it."""
+    return type(f"Recording{backend_class.__name__}", (_Recording, backend_class), {})
+
+
+class _Recording(_Base):
+    app: Any
+
+    def mark_as_done(self, task_id: str, result: Any, request: Any = None, *args: Any, **kw: Any):
+        super().mark_as_done(task_id, result, request, *args, **kw)
+        if records := self._records_of(request):
+            records.succeeded(task_id, result.value if isinstance(result, Sealed) else result)
+
+    def mark_as_failure(
+        self, task_id: str, exc: Any, traceback: Any = None, request: Any = None, **kw: Any
+    ) -> None:
+        super().mark_as_failure(task_id, exc, traceback, request, **kw)
+        if records := self._records_of(request):
+            error = f"{type(exc).__name__}: {exc}"
+            records.ended(task_id, JobState.FAILED, error, traceback and str(traceback))
+
+    def mark_as_retry(
+        self, task_id: str, exc: Any, traceback: Any = None, request: Any = None, **kw: Any
+    ) -> None:
+        super().mark_as_retry(task_id, exc, traceback, request, **kw)
+        if records := self._records_of(request):
+            records.retrying(task_id, f"{type(exc).__name__}: {exc}" if exc else "")
+
+    def mark_as_revoked(
+        self, task_id: str, reason: str = "", request: Any = None, **kw: Any
+    ) -> None:
+        super().mark_as_revoked(task_id, reason, request, **kw)
+        if records := self._records_of(request):
+            state = JobState.EXPIRED if reason == "expired" else JobState.CANCELLED
+            records.ended(task_id, state, reason)
+
+    def _records_of(self, request: Any) -> Records | None:
+        """The records, if this is a tracked job of ours."""
+        if getattr(request, "task", None) not in self.app.jobs:
+            return None
+        if not is_tracked(Envelope.read(vars(request)), request):
+            return None
+        try:
+            records: Records = self.app.records
+        except StoreRequired:
+            return None
+        return records

@@ -1,0 +1,270 @@
+"""What is known of a tracked job: one hash in the store, changed by one script.
+
+A record's state only moves forward, and an outcome once written stays: whoever comes second (a
+copy of the message, a worker that was thought dead) is told what is already there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from time import monotonic
+from typing import Any, Self
+
+from pydantic import BaseModel, Field
+
+from umbel.config.errors import UnknownJob
+from umbel.config.store import Store
+
+UNFINISHED_TTL_S = 30 * 24 * 3600
+"""How long the record of a job is kept that has not ended: longer than any delay."""
+
+# Keys: the record. Arguments: the new state, seconds to live once ended and before, then fields
+# and their values.
+# Returns the state that the record is in afterwards, and whether somebody wants it cancelled.
+_MOVE = """
+local final = {succeeded=1, failed=1, cancelled=1, expired=1}
+local record, to = KEYS[1], ARGV[1]
+local state = redis.call('HGET', record, 'state')
+local wanted = redis.call('HGET', record, 'cancel')
+if final[state] or (to == 'queued' and state) then
+    return {state, wanted}
+end
+if to == 'cancel' then
+    if not state then return {false, false} end
+    redis.call('HSET', record, 'cancel', '1')
+    wanted = '1'
+    -- A run notices by itself; what only waits is cancelled here and now.
+    to = state == 'running' and 'running' or 'cancelled'
+elseif to == 'running' and wanted and state ~= 'running' then
+    to = 'cancelled'
+end
+local now = redis.call('TIME')
+local at = now[1] .. '.' .. string.format('%06d', now[2])
+redis.call('HSET', record, 'state', to, 'updated_at', at)
+redis.call('HSETNX', record, 'created_at', at)
+if #ARGV > 3 then redis.call('HSET', record, unpack(ARGV, 4)) end
+redis.call('EXPIRE', record, final[to] and ARGV[2] or ARGV[3])
+redis.call('PUBLISH', record, to)
+return {to, wanted}
+"""
+
+
+class JobState(StrEnum):
+    """Where a tracked job is."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    RETRYING = "retrying"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def final(self) -> bool:
+        """Whether the job has ended."""
+        return self not in {JobState.QUEUED, JobState.RUNNING, JobState.RETRYING}
+
+
+class Progress(BaseModel):
+    """How far a job is.
+
+    Attributes:
+        done: units done, in whatever unit the job counts.
+        total: units in all; None where that is not known.
+        note: what the job is at, for people.
+    """
+
+    done: float = Field(ge=0)
+    total: float | None = Field(default=None, gt=0)
+    note: str = ""
+
+    @property
+    def percent(self) -> float | None:
+        """From 0 to 100, or None where the total is not known."""
+        return min(100.0, 100 * self.done / self.total) if self.total else None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A tracked job at one moment.
+
+    Attributes:
+        job_id: its id.
+        name: the job's name, which is its contract's.
+        state: where it is.
+        attempt: the run it is in, from 1; 0 before the first.
+        progress: what it last reported.
+        result: its result as JSON types, once it has succeeded.
+        error: what went wrong, for people, once it has failed.
+        traceback: the worker's traceback, where there is one.
+        cancel_requested: whether somebody wants it cancelled.
+        created_at: when it was sent, UTC, by the store's clock.
+        updated_at: when its state last changed, likewise.
+    """
+
+    job_id: str
+    name: str
+    state: JobState
+    attempt: int
+    progress: Progress | None
+    result: Any
+    error: str | None
+    traceback: str | None
+    cancel_requested: bool
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def read(cls, job_id: str, fields: dict[str, str]) -> Self:
+        """From the hash's fields.
+
+        Raises:
+            UnknownJob: when there are none.
+        """
+        if "state" not in fields:
+            raise UnknownJob(f"no job {job_id!r} is known: never tracked, or its record expired")
+        progress = fields.get("progress")
+        return cls(
+            job_id=job_id,
+            name=fields.get("name", ""),
+            state=JobState(fields["state"]),
+            attempt=int(fields.get("attempt", 0)),
+            progress=Progress.model_validate_json(progress) if progress else None,
+            result=json.loads(fields.get("result", "null")),
+            error=fields.get("error"),
+            traceback=fields.get("traceback"),
+            cancel_requested="cancel" in fields,
+            created_at=_time(fields["created_at"]),
+            updated_at=_time(fields["updated_at"]),
+        )
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromtimestamp(float(text), UTC)
+
+
+class Records:
+    """The records of one app.
+
+    Args:
+        store: where they are.
+        namespace: the app's prefix of every key.
+        ttl_s: how long an outcome is kept, in seconds.
+    """
+
+    def __init__(self, store: Store, namespace: str, ttl_s: int) -> None:
+        self._store = store
+        self._namespace = namespace
+        self._ttl_s = ttl_s
+
+    def queued(self, job_id: str, name: str) -> JobState:
+        """Before the message is sent. A record that is there already (a repeat) stays as it is."""
+        return self._must(self._move(job_id, "queued", name=name))
+
+    def running(
+        self, job_id: str, *, name: str, attempt: int, progress: Progress | None = None
+    ) -> tuple[JobState, bool]:
+        """A run begins or goes on. Returns the state, which may be an end, and if to cancel."""
+        fields = {"name": name, "attempt": attempt}
+        if progress:
+            fields["progress"] = progress.model_dump_json()
+        state, wanted = self._move(job_id, "running", **fields)
+        return self._must((state, wanted)), wanted
+
+    def retrying(self, job_id: str, error: str) -> JobState:
+        """A run failed and another will follow."""
+        return self._must(self._move(job_id, "retrying", error=error))
+
+    def succeeded(self, job_id: str, result: Any) -> JobState:
+        """The end. `result` is JSON types."""
+        return self._must(self._move(job_id, "succeeded", result=json.dumps(result)))
+
+    def ended(
+        self, job_id: str, state: JobState, error: str, traceback: str | None = None
+    ) -> JobState:
+        """The end without a result."""
+        return self._must(self._move(job_id, state, error=error, traceback=traceback or ""))
+
+    def cancel(self, job_id: str) -> JobState:
+        """Ask for the end: at once when the job waits, else when it notices.
+
+        Raises:
+            UnknownJob: there is no record.
+        """
+        state, _ = self._move(job_id, "cancel", error="cancelled")
+        if state is None:
+            raise UnknownJob(f"no job {job_id!r} is known: never tracked, or its record expired")
+        return state
+
+    def read(self, job_id: str) -> Record:
+        """The record now.
+
+        Raises:
+            UnknownJob: there is none.
+        """
+        return Record.read(job_id, self._store.client.hgetall(self._key(job_id)))
+
+    async def aread(self, job_id: str) -> Record:
+        """The same, without blocking the event loop."""
+        fields = await self._store.async_client.hgetall(self._key(job_id))
+        return Record.read(job_id, fields)
+
+    def watch(self, job_id: str, timeout_s: float | None = None) -> Iterator[Record]:
+        """The record now and at each change, up to its end or until the time is over.
+
+        Raises:
+            UnknownJob: there is none, or it expired meanwhile.
+        """
+        deadline = None if timeout_s is None else monotonic() + timeout_s
+        with self._store.client.pubsub(ignore_subscribe_messages=True) as changes:
+            changes.subscribe(self._key(job_id))
+            known = None
+            while True:
+                record = self.read(job_id)
+                if record != known:
+                    yield (known := record)
+                if record.state.final or (deadline and monotonic() >= deadline):
+                    return
+                changes.get_message(timeout=_wait_s(deadline))
+
+    async def awatch(self, job_id: str, timeout_s: float | None = None) -> AsyncIterator[Record]:
+        """The same, without blocking the event loop."""
+        deadline = None if timeout_s is None else monotonic() + timeout_s
+        async with self._store.async_client.pubsub(ignore_subscribe_messages=True) as changes:
+            await changes.subscribe(self._key(job_id))
+            known = None
+            while True:
+                record = await self.aread(job_id)
+                if record != known:
+                    yield (known := record)
+                if record.state.final or (deadline and monotonic() >= deadline):
+                    return
+                await changes.get_message(timeout=_wait_s(deadline))
+
+    def _key(self, job_id: str) -> str:
+        return f"{self._namespace}:job:{job_id}"
+
+    def _move(self, job_id: str, to: str, **fields: str | int) -> tuple[JobState | None, bool]:
+        flat = [part for pair in fields.items() for part in pair]
+        script = self._store.client.register_script(_MOVE)
+        state, wanted = script(
+            keys=[self._key(job_id)], args=[to, self._ttl_s, UNFINISHED_TTL_S, *flat]
+        )
+        return (JobState(state) if state else None), bool(wanted)
+
+    @staticmethod
+    def _must(answer: tuple[JobState | None, bool]) -> JobState:
+        state, _ = answer
+        assert state is not None  # only `cancel` leaves a missing record missing
+        return state
+
+
+def _wait_s(deadline: float | None) -> float:
+    """Up to a change; a look every few seconds besides, since a subscription may break unseen."""
+    longest_s = 5.0
+    return longest_s if deadline is None else max(0.0, min(longest_s, deadline - monotonic()))

@@ -1,0 +1,141 @@
+"""The envelope: a plain Celery protocol-2 message with our headers beside Celery's.
+
+`docs/wire-format.md` is the table of them. Celery overwrites bare names such as ``origin``, so ours
+carry a prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Self, TypeVar
+
+from umbel.jobs.contracts import Message
+
+CONTRACT = "umbel-contract"
+VERSION = "umbel-version"
+CORRELATION_ID = "umbel-correlation-id"
+CAUSATION_ID = "umbel-causation-id"
+PRODUCED_AT = "umbel-produced-at"
+TRACKED = "umbel-tracked"
+DELIVERIES = "umbel-deliveries"
+RETURNS = "umbel-returns"
+
+REPR_LENGTH = 1024
+"""Longest text of a message in Flower and logs, in characters."""
+
+
+T = TypeVar("T")
+
+
+class Checked(dict[str, Any]):
+    """A payload that went through its contract: what is sent on is not checked anew.
+
+    A worker passes a message on (a retry, a return) as it came, with the fields that only newer
+    producers know; the check of a first send would refuse them.
+    """
+
+
+class Sealed:
+    """A result on its way to Celery: JSON inside, for people what Flower and logs may show."""
+
+    def __init__(self, value: Any, shown_as: str) -> None:
+        self.value = value
+        self._shown_as = shown_as
+
+    def __json__(self) -> Any:
+        """Kombu's hook."""
+        return self.value
+
+    def __repr__(self) -> str:
+        return self._shown_as
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """Our headers of one message.
+
+    Attributes:
+        contract: the contract's wire name; None on a plain Celery producer's message.
+        version: the contract's version; None likewise.
+        correlation_id: joins all that one request set off.
+        causation_id: the id of the job or event that sent this; None at the beginning.
+        produced_at: when it was first sent, UTC, ISO 8601.
+        tracked: whether the store has a record of it; None on a plain producer's message.
+        deliveries: runs begun that ended without an outcome, since the last retry.
+        returns: how often a worker that was too old for it gave it back.
+    """
+
+    contract: str | None = None
+    version: int | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    produced_at: str | None = None
+    tracked: bool | None = None
+    deliveries: int = 0
+    returns: int = 0
+
+    @classmethod
+    def first(
+        cls, message: Message, correlation_id: str, causation_id: str | None, *, tracked: bool
+    ) -> Self:
+        """Of a message that is sent for the first time."""
+        return cls(
+            contract=message.contract_name,
+            version=message.contract_version,
+            correlation_id=correlation_id,
+            causation_id=causation_id,
+            produced_at=datetime.now(UTC).isoformat(),
+            tracked=tracked,
+        )
+
+    @classmethod
+    def read(cls, headers: Mapping[str, Any]) -> Self:
+        """From a message's headers; what is malformed counts as absent, since strangers send too.
+
+        >>> Envelope.read({"umbel-version": 2, "umbel-deliveries": "many"})
+        Envelope(contract=None, version=2, ..., deliveries=0, returns=0)
+        """
+        return cls(
+            contract=_typed(headers.get(CONTRACT), str),
+            version=_typed(headers.get(VERSION), int),
+            correlation_id=_typed(headers.get(CORRELATION_ID), str),
+            causation_id=_typed(headers.get(CAUSATION_ID), str),
+            produced_at=_typed(headers.get(PRODUCED_AT), str),
+            tracked=_typed(headers.get(TRACKED), bool),
+            deliveries=_typed(headers.get(DELIVERIES), int) or 0,
+            returns=_typed(headers.get(RETURNS), int) or 0,
+        )
+
+    def headers(self) -> dict[str, Any]:
+        """As they go on the wire: what is absent is not there."""
+        named = {
+            CONTRACT: self.contract,
+            VERSION: self.version,
+            CORRELATION_ID: self.correlation_id,
+            CAUSATION_ID: self.causation_id,
+            PRODUCED_AT: self.produced_at,
+            TRACKED: self.tracked,
+            DELIVERIES: self.deliveries or None,
+            RETURNS: self.returns or None,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+
+def _typed(value: Any, kind: type[T]) -> T | None:
+    return value if type(value) is kind else None
+
+
+def shown(value: object) -> str:
+    """A message or result for Flower and logs: secrets as stars, long ones cut."""
+    text = repr(value)
+    return text if len(text) <= REPR_LENGTH else text[: REPR_LENGTH - 1] + "…"
+
+
+def is_tracked(envelope: Envelope, request: Any) -> bool:
+    """Whether a message's job has a record: its header says so, else Celery's `ignore_result`.
+
+    A plain Celery producer that wants a result gets a record from the first run on.
+    """
+    return not request.ignore_result if envelope.tracked is None else envelope.tracked

@@ -1,0 +1,102 @@
+"""Umbel: asynchronous jobs on Celery and Kombu whose message format is the contract.
+
+    from umbel import Message, Umbel
+
+Names are loaded when they are first used: importing this reads, starts and connects nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from umbel.app import Umbel
+    from umbel.config.errors import (
+        BlobError,
+        BrokerUnavailable,
+        ContractError,
+        EmbeddedError,
+        JobCancelled,
+        JobFailed,
+        ResultTimeout,
+        SettingsError,
+        StoreRequired,
+        UmbelError,
+        UnknownJob,
+        UnknownQueue,
+    )
+    from umbel.config.settings import Settings
+    from umbel.jobs.blobs import Blob
+    from umbel.jobs.context import JobContext
+    from umbel.jobs.contracts import Message
+    from umbel.jobs.handle import JobHandle, Receipt
+    from umbel.jobs.job import Job
+    from umbel.jobs.records import JobState, Progress
+    from umbel.jobs.retry import Retry
+    from umbel.routing.queues import WorkQueue
+
+_HOMES = {
+    "umbel.app": ("Umbel",),
+    "umbel.config.errors": (
+        "BlobError",
+        "BrokerUnavailable",
+        "ContractError",
+        "EmbeddedError",
+        "JobCancelled",
+        "JobFailed",
+        "ResultTimeout",
+        "SettingsError",
+        "StoreRequired",
+        "UmbelError",
+        "UnknownJob",
+        "UnknownQueue",
+    ),
+    "umbel.config.settings": ("Settings",),
+    "umbel.jobs.blobs": ("Blob",),
+    "umbel.jobs.context": ("JobContext",),
+    "umbel.jobs.contracts": ("Message",),
+    "umbel.jobs.handle": ("JobHandle", "Receipt"),
+    "umbel.jobs.job": ("Job",),
+    "umbel.jobs.records": ("JobState", "Progress"),
+    "umbel.jobs.retry": ("Retry",),
+    "umbel.routing.queues": ("WorkQueue",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Blob",
+    "BlobError",
+    "BrokerUnavailable",
+    "ContractError",
+    "EmbeddedError",
+    "Job",
+    "JobCancelled",
+    "JobContext",
+    "JobFailed",
+    "JobHandle",
+    "JobState",
+    "Message",
+    "Progress",
+    "Receipt",
+    "ResultTimeout",
+    "Retry",
+    "Settings",
+    "SettingsError",
+    "StoreRequired",
+    "Umbel",
+    "UmbelError",
+    "UnknownJob",
+    "UnknownQueue",
+    "WorkQueue",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'umbel' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

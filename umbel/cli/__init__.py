@@ -1,0 +1,1 @@
+"""Sub-commands of ``celery -A app``, found by their entry points."""
