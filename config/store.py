@@ -16,12 +16,16 @@ from weakref import WeakKeyDictionary
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
+from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from umbel.config.embedded import AsyncEmbeddedConnection, Embedded, EmbeddedConnection
 from umbel.config.errors import StoreRequired
 from umbel.config.settings import Settings
+
+# Only for connections that were refused or cut: an idle one may have been closed, a server may be
+# starting again. A server that does not answer is not asked twice: its time is the caller's.
+_PAUSES, _RETRIES = ExponentialBackoff(cap=0.4, base=0.05), 3
 
 _CELERY_SCHEMES = {"valkey": "redis", "valkeys": "rediss"}
 
@@ -63,8 +67,8 @@ class Store:
 
     @cached_property
     def client(self) -> redis.Redis:
-        """The blocking client. One retry at once: an idle connection may have been closed."""
-        retry = Retry(NoBackoff(), 1)
+        """The blocking client."""
+        retry = Retry(_PAUSES, _RETRIES, (redis.ConnectionError,))
         if path := self._socket_path:
             pool = redis.ConnectionPool(
                 connection_class=EmbeddedConnection,
@@ -85,7 +89,7 @@ class Store:
         return self._async_clients[loop]
 
     def _new_async_client(self) -> redis.asyncio.Redis:
-        retry = AsyncRetry(NoBackoff(), 1)
+        retry = AsyncRetry(_PAUSES, _RETRIES, (redis.ConnectionError,))
         if path := self._socket_path:
             pool = redis.asyncio.ConnectionPool(
                 connection_class=AsyncEmbeddedConnection,

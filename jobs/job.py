@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, get_type_hints
 
 from celery.app.task import Task
 from pydantic import TypeAdapter
@@ -14,10 +14,10 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import to_json
 from typing_extensions import TypeVar as DefaultingTypeVar
 
-from umbel.config.errors import ContractError
 from umbel.jobs.context import JobContext
 from umbel.jobs.contracts import Message, contract_of, in_clear, mentions_secrets
 from umbel.jobs.handle import JobHandle, Receipt
+from umbel.jobs.records import Records
 from umbel.jobs.retry import Retry
 from umbel.jobs.wire import CORRELATION_ID, Sealed, shown
 from umbel.routing.queues import WorkQueue
@@ -27,13 +27,29 @@ R = TypeVar("R")
 # What a call inline returns: the result, or for `async def` something to await.
 C = DefaultingTypeVar("C", default=R)
 
-if TYPE_CHECKING:
-    _Task = Task[[M], C]
-else:
-    _Task = Task
+
+class JobApp(Protocol):
+    """What a job needs of its app."""
+
+    @property
+    def records(self) -> Records: ...
+    @property
+    def sender(self) -> JobSender: ...
+    def deliver(self, job: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One delivery, from payload to settlement."""
 
 
-class Job(_Task, Generic[M, R, C]):
+class JobSender(Protocol):
+    """What a job needs of the producer side, which it does not import."""
+
+    def send(self, job: Any, message: Message, options: dict[str, Any]) -> Receipt:
+        """Fire and forget."""
+
+    def request(self, job: Any, message: Message, options: dict[str, Any]) -> str:
+        """Tracked; returns the job's id."""
+
+
+class Job(Task, Generic[M, R, C]):
     """A function that consumes one kind of message.
 
     Attributes:
@@ -45,6 +61,7 @@ class Job(_Task, Generic[M, R, C]):
         max_deliveries: runs that may end without an outcome before the dead letters.
     """
 
+    app: JobApp
     contract: type[M]
     function: Callable[..., C]
     work_queue: WorkQueue

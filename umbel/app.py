@@ -16,7 +16,6 @@ from kombu import Connection
 from kombu.utils.url import maybe_sanitize_url
 
 from umbel.config.celery import VALKEY_SCHEMES, celery_defaults
-from umbel.config.embedded import Embedded
 from umbel.config.errors import ContractError, SettingsError
 from umbel.config.settings import Settings
 from umbel.config.store import Store, required, server_url, store_url

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import click
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +26,7 @@ def list_(
     context: click.Context, kind: str | None, queue: str | None, limit: int, as_json: bool
 ) -> None:
     """List them, the newest first."""
-    letters = list(_letters(context).newest(limit, kind and Kind(kind) or None, queue))
+    letters = list(_letters(context).newest(limit, Kind(kind) if kind else None, queue))
     if as_json:
         for letter in letters:
             click.echo(letter.model_dump_json(exclude={"body", "headers", "properties"}))

@@ -1,0 +1,1 @@
+"""Real processes for the tests: servers, workers and pytest-celery's nodes, without Docker."""
