@@ -253,7 +253,7 @@ class Umbel(Celery):
     @cached_property
     def blobs(self) -> BlobStore:
         """Files by reference."""
-        return BlobStore.at(self.settings.blob_url)
+        return BlobStore.at(self.settings.blob_url, self.conf.broker_url)
 
     @cached_property
     def sender(self) -> Sender:

@@ -1,0 +1,1 @@
+"""What the media service does: classify, resize and transcode, as plain functions on local files."""

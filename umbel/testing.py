@@ -1,0 +1,147 @@
+"""For the tests of those who use Umbel: pytest fixtures, loaded by installing it.
+
+    def test_thumbnails_are_asked_for(umbel_sent):
+        shop.upload("cat.jpg")
+        assert umbel_sent.of(shop.resize) == [ResizeImage(source=..., widths=[150])]
+
+    def test_thumbnails_are_made(umbel_worker):
+        with umbel_worker(shop.app):
+            assert shop.resize.request(ResizeImage(...)).result(10).files
+
+A job called inline, ``shop.resize(message)``, needs none of them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+if TYPE_CHECKING:
+    from umbel.app import Umbel
+    from umbel.jobs.contracts import Message
+    from umbel.jobs.job import Job
+
+    M = TypeVar("M", bound=Message)
+
+WorkerFixture = Callable[..., AbstractContextManager[None]]
+
+
+@dataclass
+class Sent:
+    """What was sent in a test, in order; nothing reaches a broker.
+
+    Attributes:
+        messages: each job's name with its checked message.
+    """
+
+    messages: list[tuple[str, Message]] = field(default_factory=list)
+
+    def of(self, job: Job[M, Any, Any]) -> list[M]:
+        """The messages that were sent to one job."""
+        return [
+            message
+            for name, message in self.messages
+            if name == job.name and isinstance(message, job.contract)
+        ]
+
+
+@pytest.fixture
+def umbel_sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
+    """Sends are checked against their contracts and kept instead of published.
+
+    `send`, `send_task` and Celery's `delay` end here; `request` returns a handle whose job never
+    runs, since there is no store.
+    """
+    from celery import Celery  # noqa: PLC0415  a plug-in must not slow every pytest run
+
+    from umbel.app import Umbel  # noqa: PLC0415
+
+    sent = Sent()
+
+    def keep(self: Umbel, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        if job := self.jobs.get(name):
+            (payload,), options = self.sender.outgoing(job, args, kwargs, options)
+            sent.messages.append((name, job.contract.received(payload)))
+        return self.AsyncResult(options.get("task_id") or name)
+
+    monkeypatch.setattr(Umbel, "send_task", keep)
+    monkeypatch.setattr(Umbel, "store", None)
+    monkeypatch.setattr(Celery, "send_task", keep)
+    return sent
+
+
+@pytest.fixture
+def umbel_broker(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """An embedded broker of the test's own; its URL, also in ``UMBEL_BROKER_URL``."""
+    url = f"embedded://{tmp_path_factory.mktemp('umbel')}"
+    monkeypatch.setenv("UMBEL_BROKER_URL", url)
+    return url
+
+
+@pytest.fixture
+def umbel_worker(umbel_broker: str) -> WorkerFixture:
+    """Starts a real worker process for an app, as a context manager: ``umbel_worker(app)``.
+
+    The app's module is imported by the worker, so it must be importable from the working
+    directory. Its settings are read anew, from this test's broker.
+    """
+    return _worker
+
+
+@contextmanager
+def _worker(app: Umbel, *arguments: str, timeout_s: float = 30) -> Iterator[None]:
+    _forget_connections(app)
+    module = _module_of(app)
+    command = [sys.executable, "-m", "celery", "-A", module, "worker", "-c", "1"]
+    fast = ["--without-mingle", "--without-gossip", *arguments]
+    paths = os.pathsep.join(path for path in sys.path if path)
+    process = subprocess.Popen(
+        [*command, *fast],
+        env=os.environ | {"PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        _wait_for(app, process, timeout_s)
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        _forget_connections(app)
+
+
+def _wait_for(app: Umbel, process: subprocess.Popen[str], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not app.control.ping(timeout=0.2):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            output, _ = process.communicate()
+            raise RuntimeError(f"the worker of {app.main} did not start:\n{output}")
+
+
+def _module_of(app: Umbel) -> str:
+    for name, module in list(sys.modules.items()):
+        if app in vars(module).values() and name != "__main__" and hasattr(module, "__file__"):
+            return name
+    raise RuntimeError(f"no module holds the app {app.main!r}: the worker could not import it")
+
+
+def _forget_connections(app: Umbel) -> None:
+    """Read the settings anew: a test has its own broker."""
+    app.close()
+    for name in ("settings", "store", "records", "dead_letters", "sender", "blobs", "amqp"):
+        app.__dict__.pop(name, None)
