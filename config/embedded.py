@@ -192,7 +192,7 @@ class AsyncEmbeddedConnection(redis.asyncio.UnixDomainSocketConnection):
     async def _connect(self) -> None:
         if embedded := Embedded.of(self.path):
             await asyncio.to_thread(embedded.ensure)
-        await super()._connect()
+        await super()._connect()  # type: ignore[no-untyped-call]
 
 
 def _lock(path: Path, how: int) -> int:
@@ -364,7 +364,9 @@ def main(directory: str, socket: str, idle_s: str) -> None:
         sys.exit(str(error))
     if os.fork():
         os._exit(0)
-    log = os.open(embedded.directory / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    log = os.open(
+        embedded.directory / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600
+    )
     for stream in (1, 2):
         os.dup2(log, stream)
     Supervisor(embedded, binary, float(idle_s)).run()

@@ -134,7 +134,7 @@ class DeadLetters:
             if not ids:
                 return
             start += page
-            for text in self._store.client.hmget(self._letters, ids):
+            for text in self._store.client.hmget(self._letters, [str(id_) for id_ in ids]):
                 letter = DeadLetter.model_validate_json(text) if text else None
                 if letter and kind in {None, letter.kind} and queue in {None, letter.queue}:
                     yield letter

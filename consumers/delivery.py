@@ -12,7 +12,7 @@ import pickle
 from dataclasses import dataclass, replace
 from functools import cached_property
 from time import monotonic
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, cast
 
 from celery.exceptions import Ignore, Reject
 from celery.exceptions import Retry as CeleryRetry
@@ -23,11 +23,18 @@ from redis.exceptions import ConnectionError as StoreConnectionError
 from redis.exceptions import TimeoutError as StoreTimeoutError
 
 from umbel.config.errors import ContractError, JobCancelled, JobFailed
-from umbel.consumers.deadletters import DeadLetter, Kind, Reason, describe, traceback_of
+from umbel.consumers.deadletters import (
+    DeadLetter,
+    DeadLetters,
+    Kind,
+    Reason,
+    describe,
+    traceback_of,
+)
 from umbel.consumers.loop import ProcessLoop
 from umbel.jobs.context import JobContext, current
 from umbel.jobs.contracts import Message
-from umbel.jobs.job import Job
+from umbel.jobs.job import Job, JobApp
 from umbel.jobs.records import JobState, Progress
 from umbel.jobs.wire import Checked, Envelope, Sealed, is_tracked
 
@@ -105,6 +112,13 @@ class Passed:
 Outcome = Done | Retried | Dead | Quarantined | Returned | Cancelled | Dropped | Passed
 
 
+class WorkerApp(JobApp, Protocol):
+    """What a worker needs of its app besides."""
+
+    @property
+    def dead_letters(self) -> DeadLetters: ...
+
+
 @dataclass(frozen=True)
 class Delivery:
     """One message at one job, once.
@@ -116,6 +130,11 @@ class Delivery:
 
     job: Job[Any, Any, Any]
     request: Any
+
+    @property
+    def app(self) -> WorkerApp:
+        """The job's, which here has more to it."""
+        return cast(WorkerApp, self.job.app)
 
     @cached_property
     def envelope(self) -> Envelope:
@@ -135,7 +154,7 @@ class Delivery:
     @cached_property
     def tracked(self) -> bool:
         """Whether the store has, or shall have, a record."""
-        return is_tracked(self.envelope, self.request) and self.job.app.store is not None
+        return is_tracked(self.envelope, self.request) and self.app.store is not None
 
     def context(self) -> JobContext:
         """What the job gets as its second parameter."""
@@ -146,7 +165,7 @@ class Delivery:
         """Tell the record that this run is on. Returns its state and if the end is wanted."""
         if not self.tracked:
             return JobState.RUNNING, False
-        return self.job.app.records.running(
+        return self.app.records.running(
             self.job_id, name=self.job.name, attempt=self.attempt, progress=progress
         )
 
@@ -310,7 +329,7 @@ def bury(delivery: Delivery, kind: Kind, reason: Reason, error: BaseException) -
         "chain": request.chain,
         "chord": request.chord,
     }
-    delivery.job.app.dead_letters.add(
+    delivery.app.dead_letters.add(
         DeadLetter(
             id=f"{delivery.job_id}.{delivery.attempt}",
             kind=kind,

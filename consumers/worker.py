@@ -45,7 +45,7 @@ class _TaskHeaders(BaseModel):
     ignore_result: bool | None = None
 
 
-class _Signature(BaseModel):
+class _Signature(BaseModel):  # type: ignore[no-redef]  # the plug-in's __init__ has **kwargs
     """A task that is to follow."""
 
     model_config = ConfigDict(extra="allow")

@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -329,10 +329,8 @@ class BlobWriter:
 
     def abort(self) -> None:
         """Throw away what was written; without effect once it is finished."""
-        try:
+        with suppress(OSError):  # a full disk says so again when the buffer's rest is written
             self._file.close()
-        except OSError:
-            pass  # a full disk says so again when the rest of the buffer is written
         self._path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:

@@ -105,7 +105,8 @@ class Message(BaseModel):
 
     def payload(self) -> dict[str, Any]:
         """The message as JSON types. Secrets are in it: it is for the wire, not for logs."""
-        return in_clear(self.model_dump, secret=has_secrets(type(self)))
+        payload: dict[str, Any] = in_clear(self.model_dump, secret=has_secrets(type(self)))
+        return payload
 
     def __json__(self) -> dict[str, Any]:
         """Kombu's hook: a message inside a signature (a chain, a beat entry) travels too."""

@@ -91,20 +91,15 @@ class JobHandle(Generic[R]):
             ResultTimeout: it has not ended yet; it goes on.
             UnknownJob: its record has expired.
         """
-        record = None
-        for record in self.watch(timeout_s):
-            pass
-        return self._outcome(record, timeout_s)
+        *_, last = self.watch(timeout_s)
+        return self._outcome(last, timeout_s)
 
     async def aresult(self, timeout_s: float | None = None) -> R:
         """The same, without blocking the event loop."""
-        record = None
-        async for record in self.awatch(timeout_s):
-            pass
-        return self._outcome(record, timeout_s)
+        *_, last = [record async for record in self.awatch(timeout_s)]
+        return self._outcome(last, timeout_s)
 
-    def _outcome(self, record: Record | None, timeout_s: float | None) -> R:
-        assert record is not None  # watching always gives the record as it is
+    def _outcome(self, record: Record, timeout_s: float | None) -> R:
         if record.state is JobState.SUCCEEDED:
             return self._decode(record.result)
         if record.state is JobState.CANCELLED:

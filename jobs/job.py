@@ -14,6 +14,8 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import to_json
 from typing_extensions import TypeVar as DefaultingTypeVar
 
+from umbel.config.settings import Settings
+from umbel.config.store import Store
 from umbel.jobs.context import JobContext
 from umbel.jobs.contracts import Message, contract_of, in_clear, mentions_secrets
 from umbel.jobs.handle import JobHandle, Receipt
@@ -31,6 +33,10 @@ C = DefaultingTypeVar("C", default=R)
 class JobApp(Protocol):
     """What a job needs of its app."""
 
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def store(self) -> Store | None: ...
     @property
     def records(self) -> Records: ...
     @property
@@ -78,7 +84,7 @@ class Job(Task, Generic[M, R, C]):
         def request(self) -> _Requests[M, R]: ...
 
     else:
-        request = property(lambda self: _Requests(self))
+        request = property(lambda self: _Requests(self))  # noqa: PLW0108  defined below
 
     # Celery's own: the contract checks in place of the call signature, retries are counted by the
     # policy, and the record says what runs.
@@ -144,7 +150,7 @@ class Job(Task, Generic[M, R, C]):
 
     async def arequest(self, message: M, **options: Any) -> JobHandle[R]:
         """`request` without blocking the event loop; the same options."""
-        return await asyncio.to_thread(self.request, message, **options)
+        return await asyncio.to_thread(self.request.__call__, message, **options)
 
     def handle(self, job_id: str) -> JobHandle[R]:
         """The handle of a job of this kind; `app.handle` finds the kind by itself."""
@@ -178,6 +184,8 @@ class Job(Task, Generic[M, R, C]):
 
 class _Requests(Generic[M, R]):
     """``job.request``: called it sends; for Celery it is the context of the run, as in any task."""
+
+    _job: Job[M, R, Any]
 
     def __init__(self, job: Job[M, R, Any]) -> None:
         object.__setattr__(self, "_job", job)

@@ -7,18 +7,11 @@ to write what must not be written before.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from umbel.config.errors import StoreRequired
 from umbel.jobs.records import JobState, Records
 from umbel.jobs.wire import Envelope, Sealed, is_tracked
-
-if TYPE_CHECKING:
-    from celery.backends.base import Backend
-
-    _Base = Backend
-else:
-    _Base = object
 
 
 def recording(backend_class: type[Any]) -> type[Any]:
@@ -26,10 +19,17 @@ def recording(backend_class: type[Any]) -> type[Any]:
     return type(f"Recording{backend_class.__name__}", (_Recording, backend_class), {})
 
 
-class _Recording(_Base):
+_Backend: Any = object
+
+
+class _Recording(_Backend):
+    """The four methods; what is below them is the backend's own."""
+
     app: Any
 
-    def mark_as_done(self, task_id: str, result: Any, request: Any = None, *args: Any, **kw: Any):
+    def mark_as_done(
+        self, task_id: str, result: Any, request: Any = None, *args: Any, **kw: Any
+    ) -> None:
         super().mark_as_done(task_id, result, request, *args, **kw)
         if records := self._records_of(request):
             records.succeeded(task_id, result.value if isinstance(result, Sealed) else result)

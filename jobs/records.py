@@ -120,7 +120,7 @@ class Record:
     updated_at: datetime
 
     @classmethod
-    def read(cls, job_id: str, fields: dict[str, str]) -> Self:
+    def read(cls, job_id: str, fields: dict[Any, Any]) -> Self:
         """From the hash's fields.
 
         Raises:
@@ -170,7 +170,7 @@ class Records:
         self, job_id: str, *, name: str, attempt: int, progress: Progress | None = None
     ) -> tuple[JobState, bool]:
         """A run begins or goes on. Returns the state, which may be an end, and if to cancel."""
-        fields = {"name": name, "attempt": attempt}
+        fields: dict[str, str | int] = {"name": name, "attempt": attempt}
         if progress:
             fields["progress"] = progress.model_dump_json()
         state, wanted = self._move(job_id, "running", **fields)

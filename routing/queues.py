@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery.app import amqp
-from kombu import Exchange, Queue
+from kombu.entity import Exchange, Queue
 
 from umbel.config.errors import UnknownQueue
 from umbel.config.settings import Settings
@@ -56,7 +56,7 @@ def declaration(queue: WorkQueue, *, quorum: bool) -> Queue:
     )
 
 
-class Queues(amqp.Queues):  # type: ignore[misc]  # celery-types has no base for it
+class Queues(amqp.Queues):
     """Celery's table of queues, which says what there is when a name is not in it."""
 
     def _add(self, queue: Queue) -> Queue:

@@ -44,19 +44,19 @@ class Channel(kombu_redis.Channel):
             self.connection._deliver(read_element(element, queue), queue)
             return True
         finally:
-            self._in_poll = None
-            self._flush_brpop_reauth()
+            self._in_poll: Any = None
+            self._flush_brpop_reauth()  # type: ignore[no-untyped-call]
 
-    def _get(self, queue: str) -> dict[str, Any]:
+    def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
         with self.conn_or_acquire() as client:
             for priority in self.priority_steps:
-                element = client.rpop(self._q_for_pri(queue, priority))
+                element = client.rpop(self._q_for_pri(queue, priority))  # type: ignore[no-untyped-call]
                 if element is not None:
                     return read_element(element, queue)
         raise Empty
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
-        params: dict[str, Any] = super()._connparams(asynchronous)
+        params: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[no-untyped-call]
         # redis-py would try ten times with growing pauses; how often a send is tried again is
         # Celery's to say (task_publish_retry_policy).
         params["retry"] = Retry(NoBackoff(), 0)
@@ -102,7 +102,7 @@ def raw_delivery(element: bytes, queue: str) -> dict[str, Any]:
 
 
 def _is_kombu_message(message: Any) -> bool:
-    """Whether Kombu can build a message of it and find its way back: all that it would trip over."""
+    """Whether there is all that Kombu relies on to read it and to find its way back."""
     if not isinstance(message, dict) or not isinstance(message.get("properties"), dict):
         return False
     properties, headers = message["properties"], message.get("headers")

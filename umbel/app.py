@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from celery import Celery
 from celery.app import backends
 from celery.local import PromiseProxy
-from kombu import Connection
+from kombu.connection import Connection
 from kombu.utils.url import maybe_sanitize_url
 
 from umbel.config.celery import VALKEY_SCHEMES, celery_defaults
@@ -108,7 +108,7 @@ class Umbel(Celery):
         max_deliveries: int | None = None,
         **celery_options: Any,
     ) -> JobDecorator: ...
-    def job(self, function: Any = None, /, **options: Any) -> Any:
+    def job(self, *function: Any, **options: Any) -> Any:
         """Make a function a `Job`.
 
         Args:
@@ -128,8 +128,8 @@ class Umbel(Celery):
             ContractError: the message has no contract, or another one has its name.
         """
         local_names = sys._getframe(1).f_locals
-        decorate = partial(self._declare, local_names=local_names, **options)
-        return decorate if function is None else decorate(function)
+        decorate: Any = partial(self._declare, local_names=local_names, **options)
+        return decorate(*function) if function else decorate
 
     def _declare(
         self,
@@ -290,7 +290,8 @@ class Umbel(Celery):
         url = server_url(url)
         if urlsplit(url.split(";")[0]).scheme in VALKEY_SCHEMES:
             transport = transport or self.conf.broker_transport or VALKEY_TRANSPORT
-        return super()._connection(url, *args, transport=transport, **options)
+        connection: Connection = super()._connection(url, *args, transport=transport, **options)
+        return connection
 
     def _get_backend(self) -> Any:
         backend_class, url = backends.by_url(

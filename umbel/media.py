@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from umbel.app import Umbel
 from umbel.config.errors import BlobError
@@ -27,6 +28,9 @@ from umbel.jobs.media.contracts import (
 )
 from umbel.jobs.media.errors import MediaError
 from umbel.jobs.retry import Retry
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 app = Umbel("media")
 
@@ -48,10 +52,10 @@ def resize(message: ResizeImage, context: JobContext) -> Renditions:
         copies = images.resize(
             source,
             source.parent,
-            message.widths,
-            message.formats,
-            message.quality,
-            context.progress,
+            widths=message.widths,
+            formats=message.formats,
+            quality=message.quality,
+            progress=context.progress,
         )
         return Renditions(
             files=[
@@ -90,6 +94,14 @@ def transcode(message: TranscodeVideo, context: JobContext) -> Video:
             video_codec=facts.video_codec,
             audio_codec=facts.audio_codec,
         )
+
+
+def create_web() -> FastAPI:
+    """The web service: ``uvicorn --factory umbel.media:create_web``."""
+    from umbel.producers.web import create_app  # noqa: PLC0415  a worker needs no web server
+
+    web: FastAPI = create_app(app, expose=[classify, resize, transcode])
+    return web
 
 
 @contextmanager

@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -81,9 +80,7 @@ def umbel_sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
 
 
 @pytest.fixture
-def umbel_broker(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> str:
+def umbel_broker(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> str:
     """An embedded broker of the test's own; its URL, also in ``UMBEL_BROKER_URL``."""
     url = f"embedded://{tmp_path_factory.mktemp('umbel')}"
     monkeypatch.setenv("UMBEL_BROKER_URL", url)

@@ -1,1 +1,1 @@
-"""What the media service does: classify, resize and transcode, as plain functions on local files."""
+"""The media service's work as plain functions on local files."""

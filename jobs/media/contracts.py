@@ -80,10 +80,10 @@ class ResizeImage(Message, name="image.resize", version=1):
     """
 
     source: Blob
-    widths: Annotated[
-        list[Width], Field(min_length=1, max_length=10), AfterValidator(_each_once)
-    ]
-    formats: Annotated[list[ImageFormat], Field(min_length=1, max_length=2)] = ["jpeg"]
+    widths: Annotated[list[Width], Field(min_length=1, max_length=10), AfterValidator(_each_once)]
+    formats: Annotated[list[ImageFormat], Field(min_length=1, max_length=2)] = Field(
+        default=["jpeg"]
+    )
     quality: Annotated[int, Field(ge=1, le=100)] = 80
 
 

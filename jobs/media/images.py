@@ -45,6 +45,7 @@ class Copy:
 def resize(
     source: Path,
     directory: Path,
+    *,
     widths: Sequence[int],
     formats: Sequence[ImageFormat],
     quality: int,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 from rich.console import Console
 from rich.table import Table
@@ -48,7 +50,7 @@ def show(context: click.Context, letter_id: str, raw: bool) -> None:
     except UmbelError as error:
         raise click.ClickException(str(error)) from error
     if raw:
-        click.get_binary_stream("stdout").write(letter.body)
+        sys.stdout.buffer.write(letter.body)
         return
     for name, value in _facts(letter).items():
         if value:

@@ -1,0 +1,344 @@
+"""``make demo``: the media service, whole, on this machine.
+
+    python -m umbel.demo [--once] [FILE …]
+
+Starts the embedded broker, a worker for each queue, the web service and Flower; sends files through
+HTTP, shows how far they are, checks what comes back and says where it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from httpx_sse import aconnect_sse
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from umbel.config.settings import project_directory
+
+WIDTHS = [1280, 640, 320, 150]
+START_TIMEOUT_S = 60
+FILE_TIMEOUT_S = 600
+
+console = Console()
+
+
+@dataclass
+class Output:
+    """One result that was checked.
+
+    Attributes:
+        source: the file that was sent.
+        what: what came of it.
+        size_bytes: its size.
+        seconds: from the upload to the checked result.
+        address: where it is.
+    """
+
+    source: Path
+    what: str
+    size_bytes: int
+    seconds: float
+    address: str
+
+
+class DemoFailed(Exception):
+    """Something did not come out as it must."""
+
+
+# --- the service's processes
+
+
+@contextmanager
+def service() -> Iterator[tuple[str, str]]:
+    """Everything that runs, for as long as the block: gives the web's and Flower's addresses."""
+    logs = project_directory() / ".umbel" / "demo"
+    logs.mkdir(parents=True, exist_ok=True)
+    web_port, flower_port = free_port(8000), free_port(5555)
+    celery = [sys.executable, "-m", "celery", "-A", "umbel.media"]
+    worker = [*celery, "worker", "--loglevel=INFO"]
+    host = "127.0.0.1"
+    uvicorn = [sys.executable, "-m", "uvicorn", "--factory", "umbel.media:create_web"]
+    commands = {
+        "worker-classification": [*worker, "-Q", "classification", "-c", "1", "-n", "classify@%h"],
+        "worker-images": [*worker, "-Q", "images", "-c", "2", "-n", "images@%h"],
+        "worker-videos": [*worker, "-Q", "videos", "-c", "1", "-n", "videos@%h"],
+        "web": [*uvicorn, "--host", host, "--port", str(web_port)],
+        "flower": [*celery, "flower", f"--address={host}", f"--port={flower_port}"],
+    }
+    with ExitStack() as stack:
+        for name, command in commands.items():
+            log = logs / f"{name}.log"
+            stack.enter_context(process(name, command, log))
+            console.print(f"  started {name:22} log: {shown(log)}", highlight=False)
+        web, flower = f"http://{host}:{web_port}", f"http://{host}:{flower_port}"
+        wait_for(f"{web}/readyz", logs / "web.log")
+        wait_for(f"{flower}/healthcheck", logs / "flower.log")
+        yield web, flower
+        console.print("\nStopping …")
+
+
+@contextmanager
+def process(name: str, command: list[str], log: Path) -> Iterator[None]:
+    """One process, in a session of its own so that Ctrl-C reaches only this program."""
+    with log.open("w") as output:
+        child = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield
+    finally:
+        child.terminate()
+        try:
+            child.wait(15)
+        except subprocess.TimeoutExpired:
+            console.print(f"  {name} did not end in 15 s; killed")
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+
+
+def free_port(wanted: int) -> int:
+    """`wanted`, or the next one that nobody has."""
+    for port in range(wanted, wanted + 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            if port != wanted:
+                console.print(f"  port {wanted} is taken, using {port}")
+            return port
+    raise DemoFailed(f"no free port from {wanted} to {wanted + 99}")
+
+
+def wait_for(address: str, log: Path) -> None:
+    """Until it answers, or fail with the end of its log."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(address, timeout=2).is_success:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    raise DemoFailed(f"{address} does not answer; the end of {shown(log)}:\n{tail(log)}")
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be said."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+# --- the client: nothing but HTTP
+
+
+class Client:
+    """Sends one file after another through the web service.
+
+    Args:
+        http: to the service.
+        bars: where progress is shown.
+    """
+
+    def __init__(self, http: httpx.AsyncClient, bars: Progress) -> None:
+        self._http = http
+        self._bars = bars
+
+    async def handle(self, path: Path) -> list[Output]:
+        """Upload, classify, then resize or transcode, then fetch and check the results."""
+        began = time.monotonic()
+        blob = await self._upload(path)
+        found = await self._run("content.classify", {"source": blob}, f"{path.name}: classify")
+        kind = found["result"]["kind"]
+        if kind == "image":
+            message = {"source": blob, "widths": WIDTHS, "formats": ["jpeg", "webp"]}
+            done = await self._run("image.resize", message, f"{path.name}: resize")
+        elif kind == "video":
+            message = {"source": blob, "height": 480}
+            done = await self._run("video.transcode", message, f"{path.name}: transcode")
+        else:
+            raise DemoFailed(f"{path.name} is {found['result']['media_type']}: nothing to do here")
+        return await self._check(path, done, began)
+
+    async def _upload(self, path: Path) -> dict[str, Any]:
+        async def chunks() -> Any:
+            with path.open("rb") as file:
+                while chunk := await asyncio.to_thread(file.read, 1 << 20):
+                    yield chunk
+
+        response = await self._http.post("/v1/uploads", content=chunks())
+        return dict(checked(response).json())
+
+    async def _run(self, job: str, message: dict[str, Any], label: str) -> dict[str, Any]:
+        """Ask for a job and follow its events to the end."""
+        bar = self._bars.add_task(label, total=100, state="sending")
+        accepted = checked(await self._http.post(f"/v1/jobs/{job}", json=message)).json()
+        events = accepted["links"]["events"]
+        async with aconnect_sse(self._http, "GET", events, timeout=FILE_TIMEOUT_S) as stream:
+            async for event in stream.aiter_sse():
+                record = json.loads(event.data)
+                self._show(bar, record)
+        if record["state"] != "succeeded":
+            raise DemoFailed(f"{label}: {record['state']}: {record['error']}")
+        return dict(record)
+
+    def _show(self, bar: TaskID, record: dict[str, Any]) -> None:
+        progress = record.get("progress") or {}
+        ended = record["state"] == "succeeded"
+        percent = 100 if ended else progress.get("percent") or 0
+        note = escape(progress.get("note") or "")
+        self._bars.update(bar, completed=percent, state=f"{record['state']} {note}".strip())
+
+    async def _check(self, path: Path, record: dict[str, Any], began: float) -> list[Output]:
+        """Fetch each result and hold it against what its reference says."""
+        outputs = []
+        for what, blob, address in results(record):
+            digest, size = hashlib.sha256(), 0
+            async with self._http.stream("GET", address) as response:
+                checked(response)
+                async for chunk in response.aiter_bytes():
+                    digest.update(chunk)
+                    size += len(chunk)
+            if (digest.hexdigest(), size) != (blob["sha256"], blob["size_bytes"]):
+                raise DemoFailed(f"{path.name}: {address} is not what its reference says")
+            seconds = time.monotonic() - began
+            url = str(self._http.base_url.join(address))
+            outputs.append(Output(path, what, size, seconds, url))
+        if not outputs:
+            raise DemoFailed(f"{path.name}: the job succeeded without a result")
+        return outputs
+
+
+def results(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """What a job made: a name, the reference, the address."""
+    result = record["result"]
+    addresses = {link["sha256"]: link["href"] for link in record["links"]["files"]}
+    for made in result.get("files", [result]):
+        blob = made["file"]
+        kind = made.get("format") or f"{made['video_codec']}, {made['duration_s']:.1f} s"
+        yield f"{made['width']} x {made['height']} {kind}", blob, addresses[blob["sha256"]]
+
+
+def checked(response: httpx.Response) -> httpx.Response:
+    """The response, or its problem as an error."""
+    if response.is_error:
+        problem = response.json() if response.is_closed else {}
+        raise DemoFailed(
+            f"{response.request.method} {response.request.url.path}: {response.status_code} "
+            f"{problem.get('detail') or problem.get('title') or ''}"
+        )
+    return response
+
+
+# --- the program
+
+
+async def send(web: str, files: list[Path]) -> tuple[list[Output], list[str]]:
+    """All files at once. Returns what came back and what went wrong."""
+    columns = (
+        TextColumn("  {task.description:38}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[state]}"),
+    )
+    with Progress(*columns, console=console) as bars:
+        async with httpx.AsyncClient(base_url=web, timeout=60) as http:
+            client = Client(http, bars)
+            ends = await asyncio.gather(
+                *(client.handle(path) for path in files), return_exceptions=True
+            )
+    outputs, failures = [], []
+    for path, end in zip(files, ends, strict=True):
+        if isinstance(end, BaseException):
+            failures.append(
+                f"{path.name}: {end!r}" if not isinstance(end, DemoFailed) else str(end)
+            )
+        else:
+            outputs += end
+    return outputs, failures
+
+
+def table(outputs: list[Output]) -> Table:
+    """What came back."""
+    result = Table("input", "output", "size", "time", "address", title="Results")
+    for output in outputs:
+        result.add_row(
+            f"{output.source.name} ({kilobytes(output.source.stat().st_size)})",
+            output.what,
+            kilobytes(output.size_bytes),
+            f"{output.seconds:.1f} s",
+            output.address,
+        )
+    return result
+
+
+def kilobytes(size_bytes: int) -> str:
+    """A size for people."""
+    return f"{size_bytes / 1000:,.0f} kB"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demo; 0 only if every result was checked."""
+    parser = argparse.ArgumentParser(prog="python -m umbel.demo", description=main.__doc__)
+    parser.add_argument("--once", action="store_true", help="end when the results are there")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="pictures or videos")
+    options = parser.parse_args(arguments)
+    if missing := [str(path) for path in options.files if not path.is_file()]:
+        parser.error(f"no such file: {', '.join(missing)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    console.print("[bold]Umbel's media service[/bold] on an embedded broker, in one minute\n")
+    try:
+        with service() as (web, flower):
+            return run(web, flower, options.files, once=options.once)
+    except DemoFailed as error:
+        console.print(f"[red]{escape(str(error))}[/red]")
+        return 1
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        return 130
+
+
+def run(web: str, flower: str, files: list[Path], *, once: bool) -> int:
+    """Send the files, show what came, and stay if asked to."""
+    console.print(f"\nSending {len(files)} files through {web}\n", highlight=False)
+    outputs, failures = asyncio.run(send(web, files))
+    console.print()
+    console.print(table(outputs))
+    for failure in failures:
+        console.print(f"[red]failed:[/red] {escape(failure)}")
+    console.print(f"\n  every result was fetched and its hash checked: {len(outputs)} files")
+    console.print(f"  API documentation  {web}/docs\n  Flower             {flower}/tasks")
+    if not once:
+        console.print("\nPress Ctrl-C to stop.")
+        with suppress(KeyboardInterrupt):
+            signal.pause()
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
