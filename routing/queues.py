@@ -12,6 +12,7 @@ from kombu.entity import Exchange, Queue
 
 from umbel.config.errors import UnknownQueue
 from umbel.config.settings import Settings
+from umbel.routing.valkey import Connection
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,199}")
 _DIRECT = Exchange("", type="direct")
@@ -81,6 +82,7 @@ class Queues(amqp.Queues):
 class AMQP(amqp.AMQP):
     """Celery's sending side with the queues of the app's jobs."""
 
+    Connection = Connection
     queues_cls = Queues
 
     def Queues(self, queues: Any, *args: Any, **options: Any) -> Queues:  # noqa: N802  Celery's name

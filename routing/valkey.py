@@ -13,6 +13,7 @@ from queue import Empty
 from typing import Any
 from uuid import uuid4
 
+import kombu
 import redis
 from kombu.transport import redis as kombu_redis
 from kombu.utils.encoding import bytes_to_str
@@ -69,9 +70,22 @@ class Channel(kombu_redis.Channel):
 
 
 class Transport(kombu_redis.Transport):
-    """Named beside a ``redis://`` URL, never in it: Flower knows only those schemes."""
+    """Kombu's transport with that channel."""
 
     Channel = Channel
+
+
+class Connection(kombu.Connection):
+    """A connection that takes our transport where Kombu's URL means its own for Redis.
+
+    The URL stays as it is, because Flower's broker page knows only Kombu's schemes; and it is the
+    effective one of each connection, so that reading and writing may differ.
+    """
+
+    def get_transport_cls(self) -> Any:
+        """Called by Kombu when the transport is first needed."""
+        known = super().get_transport_cls()
+        return Transport if known is kombu_redis.Transport else known
 
 
 def read_element(element: bytes, queue: str) -> dict[str, Any]:

@@ -7,15 +7,13 @@ import sys
 from collections.abc import Callable, Coroutine
 from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar, overload
-from urllib.parse import urlsplit
 
 from celery import Celery
 from celery.app import backends
 from celery.local import PromiseProxy
-from kombu.connection import Connection
 from kombu.utils.url import maybe_sanitize_url
 
-from umbel.config.celery import VALKEY_SCHEMES, celery_defaults
+from umbel.config.celery import celery_defaults
 from umbel.config.errors import ContractError, SettingsError
 from umbel.config.settings import Settings
 from umbel.config.store import Store, required, server_url, store_url
@@ -31,11 +29,10 @@ from umbel.jobs.records import Records
 from umbel.jobs.retry import Retry
 from umbel.producers.sender import Sender
 from umbel.routing.queues import WorkQueue, namespace_of
+from umbel.routing.valkey import Connection
 
 M = TypeVar("M", bound=Message)
 R = TypeVar("R")
-
-VALKEY_TRANSPORT = "umbel.routing.valkey:Transport"
 
 
 class JobDecorator(Protocol):
@@ -283,14 +280,9 @@ class Umbel(Celery):
             kwargs = None
         return super().send_task(name, args, kwargs, **options)
 
-    def _connection(
-        self, url: str, *args: Any, transport: Any = None, **options: Any
-    ) -> Connection:
-        """The transport follows from each URL: reading and writing may differ."""
-        url = server_url(url)
-        if urlsplit(url.split(";")[0]).scheme in VALKEY_SCHEMES:
-            transport = transport or self.conf.broker_transport or VALKEY_TRANSPORT
-        connection: Connection = super()._connection(url, *args, transport=transport, **options)
+    def _connection(self, url: str, *args: Any, **options: Any) -> Connection:
+        """Celery's one way to a connection, for reading and for writing."""
+        connection: Connection = super()._connection(server_url(url), *args, **options)
         return connection
 
     def _get_backend(self) -> Any:
