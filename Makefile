@@ -45,6 +45,34 @@ build/tree:
 	@ln -sfn ../../../consumers $@/umbel/consumers
 	@for f in umbel/*; do ln -sfn ../../../$$f $@/$$f; done
 
+.PHONY: test
+test: $(INSTALLED) ## run every test on real servers (PYTEST="-k name" for some)
+	@$(BIN)/python -m pytest -n 2 $(PYTEST)
+
+.PHONY: lint
+lint: $(INSTALLED) build/tree ## style, layers and their planted violation
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: run make format"; exit 1; }
+	@cd build/tree && PYTHONPATH=. $(BIN)/lint-imports --config $(CURDIR)/pyproject.toml --no-cache
+	@$(BIN)/python tests/planted_violation.py
+
+.PHONY: format
+format: $(INSTALLED) ## put the code into its form
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+.PHONY: typecheck
+typecheck: $(INSTALLED) build/tree ## mypy strict, and pyright on the public API
+	@$(BIN)/mypy
+	@$(BIN)/mypy --no-incremental tests/typing
+	@$(BIN)/pyright
+
+.PHONY: wheel
+wheel: $(INSTALLED) ## build the wheel into dist/
+	@rm -rf dist
+	@$(BIN)/python -m build --wheel . >build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
+	@ls dist
+
 .PHONY: clean
 clean: ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

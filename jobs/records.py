@@ -6,6 +6,7 @@ copy of the message, a worker that was thought dead) is told what is already the
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -200,6 +201,10 @@ class Records:
         if state is None:
             raise UnknownJob(f"no job {job_id!r} is known: never tracked, or its record expired")
         return state
+
+    async def acancel(self, job_id: str) -> JobState:
+        """The same, without blocking the event loop."""
+        return await asyncio.to_thread(self.cancel, job_id)
 
     def read(self, job_id: str) -> Record:
         """The record now.

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,7 +175,11 @@ class Client:
         found = await self._run("content.classify", {"source": blob}, f"{path.name}: classify")
         kind = found["result"]["kind"]
         if kind == "image":
-            message = {"source": blob, "widths": WIDTHS, "formats": ["jpeg", "webp"]}
+            message: dict[str, Any] = {
+                "source": blob,
+                "widths": WIDTHS,
+                "formats": ["jpeg", "webp"],
+            }
             done = await self._run("image.resize", message, f"{path.name}: resize")
         elif kind == "video":
             message = {"source": blob, "height": 480}
@@ -185,7 +189,7 @@ class Client:
         return await self._check(path, done, began)
 
     async def _upload(self, path: Path) -> dict[str, Any]:
-        async def chunks() -> Any:
+        async def chunks() -> AsyncIterator[bytes]:
             with path.open("rb") as file:
                 while chunk := await asyncio.to_thread(file.read, 1 << 20):
                     yield chunk
@@ -197,7 +201,7 @@ class Client:
         """Ask for a job and follow its events to the end."""
         bar = self._bars.add_task(label, total=100, state="sending")
         accepted = checked(await self._http.post(f"/v1/jobs/{job}", json=message)).json()
-        events = accepted["links"]["events"]
+        events, record = accepted["links"]["events"], accepted
         async with aconnect_sse(self._http, "GET", events, timeout=FILE_TIMEOUT_S) as stream:
             async for event in stream.aiter_sse():
                 record = json.loads(event.data)

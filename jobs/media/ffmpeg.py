@@ -1,4 +1,4 @@
-"""FFmpeg as a confined subprocess: a stranger's file may crash it, starve it or hang it, and no more.
+"""FFmpeg as a confined subprocess: a stranger's file may crash it or hang it, and no more.
 
 It has limits on memory, time and output, reads no other file, and dies with its worker.
 """
@@ -30,9 +30,7 @@ _OLDEST = (5, 1)  # the first with -fps_mode
 # The protocols alone are not enough: "ffconcat" text under the name of a video makes FFmpeg read
 # the files that it lists. Formats that name other files (concat, hls, dash, image2) stay out.
 PROTOCOLS = "file,pipe"
-FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,avi,flv,ogg,wav,mp3,aac,flac,asf,mxf"
-)
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,avi,flv,ogg,wav,mp3,aac,flac,asf,mxf"
 
 # Sets the limits and becomes the command. A program of its own and no `preexec_fn`, which is unsafe
 # beside threads. The death signal comes when the *thread* that started the process ends: `run`
@@ -60,7 +58,7 @@ os.execv(command[0], command)
 
 
 class ToolFailed(UmbelError):
-    """FFmpeg failed for a reason that is not the file's: it is missing, was killed, the disk is full.
+    """FFmpeg failed, and not because of the file: it is missing, was killed, the disk is full.
 
     Unlike after a `MediaError` another try may help.
     """
@@ -164,7 +162,7 @@ def _start(
 
 
 def _environment() -> dict[str, str]:
-    """Only what programs need to be found: no secret of the worker gets beside a stranger's file."""
+    """What programs need to be found: no secret of the worker gets beside a stranger's file."""
     passed = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR")
     return {name: os.environ[name] for name in passed if name in os.environ} | {"LC_ALL": "C"}
 
@@ -255,7 +253,8 @@ def _on_path() -> list[Path]:
 
 def _in_the_wheel() -> list[Path]:
     try:
-        from imageio_ffmpeg import get_ffmpeg_exe  # noqa: PLC0415
+        # It has no types.
+        from imageio_ffmpeg import get_ffmpeg_exe  # type: ignore[import-untyped]  # noqa: PLC0415
 
         return [Path(get_ffmpeg_exe())]
     except (ImportError, RuntimeError):  # not installed; no binary for this platform

@@ -1,8 +1,8 @@
 """What a video holds, found by decoding its first picture: a program of its own.
 
-PyAV runs a stranger's file through FFmpeg's libraries, so it runs in a short-lived process that may
-crash alone: ``python -m umbel.jobs.media.probe FILE LIMIT_PIXELS`` prints one line of JSON. The rest
-of this module is plain, so that anyone may import it.
+PyAV runs a stranger's file through FFmpeg's libraries, so it runs in a short-lived process that
+may crash alone: ``python -m umbel.jobs.media.probe FILE LIMIT_PIXELS`` prints one line of JSON.
+Importing this module imports none of that.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def main(path: str, limit_pixels: str) -> None:
         answer: dict[str, Any] = {"facts": asdict(look(path, int(limit_pixels)))}
     except MediaError as error:
         answer = {"refused": [error.code, error.problem]}
-    print(json.dumps(answer))  # noqa: T201
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":
