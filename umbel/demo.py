@@ -38,6 +38,7 @@ START_TIMEOUT_S = 60
 FILE_TIMEOUT_S = 600
 
 console = Console()
+PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True}  # an address is not to be cut
 
 
 @dataclass
@@ -289,16 +290,22 @@ async def send(web: str, files: list[Path]) -> tuple[list[Output], list[str]]:
 
 def table(outputs: list[Output]) -> Table:
     """What came back."""
-    result = Table("input", "output", "size", "time", "address", title="Results")
-    for output in outputs:
-        result.add_row(
-            f"{output.source.name} ({kilobytes(output.source.stat().st_size)})",
-            output.what,
-            kilobytes(output.size_bytes),
-            f"{output.seconds:.1f} s",
-            output.address,
-        )
+    result = Table("input", "output", "size", "time", title="Results")
+    for source, made in by_source(outputs).items():
+        names = [f"{source.name}, {kilobytes(source.stat().st_size)}"] + [""] * len(made)
+        for name, output in zip(names, made, strict=False):
+            time_taken = f"{output.seconds:.1f} s" if name else ""
+            result.add_row(name, output.what, kilobytes(output.size_bytes), time_taken)
+        result.add_section()
     return result
+
+
+def by_source(outputs: list[Output]) -> dict[Path, list[Output]]:
+    """The outputs of each input."""
+    grouped: dict[Path, list[Output]] = {}
+    for output in outputs:
+        grouped.setdefault(output.source, []).append(output)
+    return grouped
 
 
 def kilobytes(size_bytes: int) -> str:
@@ -335,8 +342,11 @@ def run(web: str, flower: str, files: list[Path], *, once: bool) -> int:
     console.print(table(outputs))
     for failure in failures:
         console.print(f"[red]failed:[/red] {escape(failure)}")
-    console.print(f"\n  every result was fetched and its hash checked: {len(outputs)} files")
-    console.print(f"  API documentation  {web}/docs\n  Flower             {flower}/tasks")
+    console.print(f"\n{len(outputs)} results, each fetched and its hash checked. One of each:\n")
+    for source, made in by_source(outputs).items():
+        console.print(f"  {source.name:24} {made[0].address}", **PLAIN)
+    console.print(f"\n  {'API documentation':24} {web}/docs", **PLAIN)
+    console.print(f"  {'Flower':24} {flower}/tasks", **PLAIN)
     if not once:
         console.print("\nPress Ctrl-C to stop.")
         with suppress(KeyboardInterrupt):
