@@ -84,7 +84,7 @@ class Connection(kombu.Connection):
 
     def get_transport_cls(self) -> Any:
         """Called by Kombu when the transport is first needed."""
-        known = super().get_transport_cls()
+        known = super().get_transport_cls()  # type: ignore[no-untyped-call]
         return Transport if known is kombu_redis.Transport else known
 
 

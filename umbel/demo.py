@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from umbel.config.settings import project_directory
 
 WIDTHS = [1280, 640, 320, 150]
 START_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 15
 FILE_TIMEOUT_S = 600
 
 console = Console()
@@ -84,33 +85,39 @@ def service() -> Iterator[tuple[str, str]]:
         "web": [*uvicorn, "--host", host, "--port", str(web_port)],
         "flower": [*celery, "flower", f"--address={host}", f"--port={flower_port}"],
     }
-    with ExitStack() as stack:
+    children: dict[str, subprocess.Popen[bytes]] = {}
+    try:
         for name, command in commands.items():
             log = logs / f"{name}.log"
-            stack.enter_context(process(name, command, log))
+            children[name] = start(command, log)
             console.print(f"  started {name:22} log: {shown(log)}", highlight=False)
         web, flower = f"http://{host}:{web_port}", f"http://{host}:{flower_port}"
         wait_for(f"{web}/readyz", logs / "web.log")
         wait_for(f"{flower}/healthcheck", logs / "flower.log")
         yield web, flower
+    finally:
         console.print("\nStopping …")
+        stop(children)
 
 
-@contextmanager
-def process(name: str, command: list[str], log: Path) -> Iterator[None]:
-    """One process, in a session of its own so that Ctrl-C reaches only this program."""
+def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """A process in a session of its own, so that Ctrl-C reaches only this program."""
     with log.open("w") as output:
-        child = subprocess.Popen(
+        return subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-    try:
-        yield
-    finally:
+
+
+def stop(children: dict[str, subprocess.Popen[bytes]]) -> None:
+    """End them all, kindly at first."""
+    for child in children.values():
         child.terminate()
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    for name, child in children.items():
         try:
-            child.wait(15)
+            child.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            console.print(f"  {name} did not end in 15 s; killed")
+            console.print(f"  {name} did not end in {STOP_TIMEOUT_S} s; killed")
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
 
@@ -321,6 +328,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if missing := [str(path) for path in options.files if not path.is_file()]:
         parser.error(f"no such file: {', '.join(missing)}")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console.print("[bold]Umbel's media service[/bold] on an embedded broker, in one minute\n")
     try:
