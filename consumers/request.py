@@ -6,11 +6,14 @@ the same exits are taken for it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import WorkerLostError
+from celery.exceptions import TimeLimitExceeded
 from celery.worker import request, state
 
 from umbel.consumers.deadletters import Kind, Reason, describe
@@ -22,11 +25,18 @@ from umbel.jobs.records import JobState
 class Request(request.Request):
     """One message in the hands of this worker."""
 
+    _over_time_settled = False
+
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """Prefork has killed the child that ran too long: decide by the job's policy."""
+        """Prefork has killed the child that ran too long; `on_failure` may have come first."""
         if soft or state.should_terminate:
             super().on_timeout(soft, timeout)
-            return
+        elif not self._over_time_settled:
+            self._over_time(partial(super().on_timeout, soft, timeout))
+
+    def _over_time(self, finish: Callable[[], None]) -> None:
+        """Decide by the job's policy; `finish` is what Celery does for a failure."""
+        self._over_time_settled = True
         error = TimeoutError(f"ran longer than timeout_s={self._job.timeout_s:g} and was killed")
         match failure(self._delivery, error):
             case Retried(delay_s=delay_s):
@@ -37,13 +47,18 @@ class Request(request.Request):
                 bury(self._delivery, Kind.DEAD, Reason.TIMED_OUT, error)
                 if self._delivery.tracked:  # before Celery does, whose text says less
                     self._app.records.ended(self.id, JobState.FAILED, describe(error))
-                super().on_timeout(soft, timeout)
+                finish()
 
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> None:
         """The child died, or the job raised; the latter has settled itself already."""
         error = _error_of(exc_info)
+        fail = partial(super().on_failure, exc_info, send_failed_event, return_ok)
+        if isinstance(error, TimeLimitExceeded) and not state.should_terminate:
+            if not self._over_time_settled:
+                self._over_time(fail)
+            return
         stopped_by_us = self._already_cancelled or self._already_revoked
         if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt) and not (
             stopped_by_us or state.should_terminate
@@ -55,7 +70,7 @@ class Request(request.Request):
                 self._retried(f"{describe(error)} (run {counted.deliveries} without an outcome)")
                 return
             bury(self._delivery, Kind.DEAD, Reason.CRASHED, error)
-        super().on_failure(exc_info, send_failed_event, return_ok)
+        fail()
 
     def _retried(self, error: str) -> None:
         """The copy is sent: this one is done with."""

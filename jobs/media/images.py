@@ -23,6 +23,7 @@ _READ_HERE = "JPEG, PNG, WebP, GIF, TIFF and AVIF are read here"
 _SUFFIX: dict[ImageFormat, str] = {"jpeg": ".jpg", "webp": ".webp"}
 # Under concurrency libvips' own threads only add memory; jobs run beside each other.
 _THREADS = "1"
+_ANY_HEIGHT = 10_000_000  # without one libvips fits pictures into a square of the width
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def resize(
     copies: list[Copy] = []
     total = len(wanted) * len(formats)
     for width in wanted:
-        picture = largest if width == largest.width else largest.thumbnail_image(width, size="down")
+        picture = largest if width == largest.width else _narrower(largest, width)
         for format_ in formats:
             path = directory / f"{width}{_SUFFIX[format_]}"
             _save(vips, picture, path, format_, quality)
@@ -112,7 +113,7 @@ def check_header(vips: Any, source: Path) -> Any:
 def _thumbnail(vips: Any, source: Path, width: int) -> Any:
     try:
         header = check_header(vips, source)
-        options = {"size": "down", "fail_on": "truncated", "height": 10_000_000}
+        options = {"size": "down", "fail_on": "truncated", "height": _ANY_HEIGHT}
         # Converting without a profile costs four times the time for the same bytes.
         if header.get_typeof("icc-profile-data"):
             options["export_profile"] = "srgb"
@@ -120,6 +121,10 @@ def _thumbnail(vips: Any, source: Path, width: int) -> Any:
         return vips.Image.thumbnail(str(source), width, **options).copy_memory()
     except vips.Error as error:
         raise MediaError("image.damaged", _first_line(error)) from error
+
+
+def _narrower(picture: Any, width: int) -> Any:
+    return picture.thumbnail_image(width, size="down", height=_ANY_HEIGHT)
 
 
 def _save(vips: Any, picture: Any, path: Path, format_: ImageFormat, quality: int) -> None:

@@ -181,7 +181,8 @@ def _size(source: Facts, height: int | None) -> tuple[int, int]:
     """Even sides, as 4:2:0 colour needs them, at most as large as the source's."""
     lines = min(source.height, height or source.height)
     width = source.width * lines / source.height
-    return max(2, int(width / 2 + 0.25) * 2), max(2, lines // 2 * 2)
+    even = min(round(width / 2), source.width // 2) * 2
+    return max(2, even), max(2, lines // 2 * 2)
 
 
 def _total(source: Facts) -> int | None:
