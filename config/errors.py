@@ -11,7 +11,10 @@
     ├── JobFailed           the job ended without a result
     │   └── JobCancelled    because it was cancelled; raise it inside a job that noticed
     ├── ResultTimeout       no result within the time given; the job goes on
-    └── BlobError           a file by reference cannot be read or written
+    ├── BlobError           a file by reference cannot be read or written
+    │   └── BlobTooLarge    more bytes came than may (in umbel.jobs.blobs)
+    ├── MediaError          a picture or video that is refused (in umbel.jobs.media.errors)
+    └── ToolFailed          FFmpeg is missing or broken (in umbel.jobs.media.ffmpeg)
 
 Each says what was expected, what came and what to do, and carries the facts as fields.
 """

@@ -7,11 +7,11 @@ Only connections: the keys belong to those who use them (`umbel.jobs.records`,
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
-from weakref import WeakKeyDictionary
 
 import redis
 import redis.asyncio
@@ -61,8 +61,9 @@ class Store:
             "socket_connect_timeout": timeout_s,
             "decode_responses": True,
         }
-        self._async_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, redis.asyncio.Redis] = (
-            WeakKeyDictionary()
+        self._async_clients: dict[
+            asyncio.AbstractEventLoop, tuple[redis.asyncio.Redis, AsyncGenerator[None, None]]
+        ] = {}
         )
 
     @cached_property
@@ -80,13 +81,25 @@ class Store:
             return redis.Redis(connection_pool=pool)
         return redis.Redis.from_url(self.url, retry=retry, **self._options)
 
-    @property
-    def async_client(self) -> redis.asyncio.Redis:
-        """The client of the running event loop."""
+    async def async_client(self) -> redis.asyncio.Redis:
+        """The client of the running event loop, closed when that ends."""
         loop = asyncio.get_running_loop()
         if loop not in self._async_clients:
-            self._async_clients[loop] = self._new_async_client()
-        return self._async_clients[loop]
+            client = self._new_async_client()
+            closing = self._closed_with(loop, client)
+            self._async_clients[loop] = client, closing
+            await anext(closing)
+        return self._async_clients[loop][0]
+
+    async def _closed_with(
+        self, loop: asyncio.AbstractEventLoop, client: redis.asyncio.Redis
+    ) -> AsyncGenerator[None, None]:
+        """A loop has no hook for its end, but `asyncio.run` finishes the generators that are open."""
+        try:
+            yield
+        finally:
+            del self._async_clients[loop]
+            await client.aclose()
 
     def _new_async_client(self) -> redis.asyncio.Redis:
         retry = AsyncRetry(_PAUSES, _RETRIES, (redis.ConnectionError,))

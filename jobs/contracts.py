@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, Literal, Self
@@ -157,8 +158,10 @@ def mentions_secrets(schema: Mapping[str, Any]) -> bool:
 
 def _reveal(dumped: Any, live: Any) -> Any:
     """`dumped` with the secrets of `live` in place of their stars; both have one shape."""
-    if isinstance(live, SecretStr | SecretBytes):
-        return _secret_value(live)
+    if isinstance(live, SecretStr):
+        return live.get_secret_value()
+    if isinstance(live, SecretBytes):
+        return urlsafe_b64encode(live.get_secret_value()).decode()
     if isinstance(live, Mapping):
         pairs = zip(dumped.items(), live.values(), strict=True)
         return {key: _reveal(value, inner) for (key, value), inner in pairs}

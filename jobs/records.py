@@ -216,7 +216,8 @@ class Records:
 
     async def aread(self, job_id: str) -> Record:
         """The same, without blocking the event loop."""
-        fields = await self._store.async_client.hgetall(self._key(job_id))
+        client = await self._store.async_client()
+        fields = await client.hgetall(self._key(job_id))
         return Record.read(job_id, fields)
 
     def watch(self, job_id: str, timeout_s: float | None = None) -> Iterator[Record]:
@@ -240,7 +241,8 @@ class Records:
     async def awatch(self, job_id: str, timeout_s: float | None = None) -> AsyncIterator[Record]:
         """The same, without blocking the event loop."""
         deadline = None if timeout_s is None else monotonic() + timeout_s
-        async with self._store.async_client.pubsub(ignore_subscribe_messages=True) as changes:
+        client = await self._store.async_client()
+        async with client.pubsub(ignore_subscribe_messages=True) as changes:
             await changes.subscribe(self._key(job_id))
             known = None
             while True:

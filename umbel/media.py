@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from umbel.app import Umbel
-from umbel.config.errors import BlobError
 from umbel.jobs.blobs import Blob
 from umbel.jobs.context import JobContext
 from umbel.jobs.media import classification, images, videos
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 app = Umbel("media")
 
 # A store that does not answer may answer later; a file that is refused stays refused.
-_RETRY = Retry(immediate=1, delays_s=[5, 30], give_up_on=(MediaError, BlobError))
+_RETRY = Retry(immediate=1, delays_s=[5, 30], give_up_on=(MediaError,))
 
 
 @app.job(queue="classification", retry=_RETRY, timeout_s=60)

@@ -134,7 +134,7 @@ async def _job_id(app: Service, name: str, key: str, message: Any) -> str:
     """The id that follows from an idempotency key; the same key asks for the same thing."""
     job_id = str(uuid5(NAMESPACE_URL, f"umbel:{app.prefix}:{name}:{key}"))
     digest = hashlib.sha256(to_json(message.payload())).hexdigest()
-    client = required(app.store, "an Idempotency-Key").async_client
+    client = await required(app.store, "an Idempotency-Key").async_client()
     place = f"{app.prefix}:idempotency:{job_id}"
     is_new = await client.set(place, digest, nx=True, ex=IDEMPOTENCY_TTL_S)
     if not is_new and await client.get(place) != digest:
