@@ -64,7 +64,6 @@ class Store:
         self._async_clients: dict[
             asyncio.AbstractEventLoop, tuple[redis.asyncio.Redis, AsyncGenerator[None, None]]
         ] = {}
-        )
 
     @cached_property
     def client(self) -> redis.Redis:
@@ -94,12 +93,12 @@ class Store:
     async def _closed_with(
         self, loop: asyncio.AbstractEventLoop, client: redis.asyncio.Redis
     ) -> AsyncGenerator[None, None]:
-        """A loop has no hook for its end, but `asyncio.run` finishes the generators that are open."""
+        """A loop has no hook for its end, but `asyncio.run` finishes the open generators."""
         try:
             yield
         finally:
             del self._async_clients[loop]
-            await client.aclose()
+            await client.aclose(close_connection_pool=True)
 
     def _new_async_client(self) -> redis.asyncio.Redis:
         retry = AsyncRetry(_PAUSES, _RETRIES, (redis.ConnectionError,))

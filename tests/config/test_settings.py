@@ -1,0 +1,95 @@
+"""Settings: one object, from the environment, then from code, then the defaults."""
+
+from __future__ import annotations
+
+import ssl
+
+import pytest
+
+from umbel import Settings, SettingsError, Umbel
+
+
+@pytest.fixture(autouse=True)
+def no_environment(app_dir):
+    """Without a developer's own variables."""
+
+
+def test_the_environment_wins_over_code_and_code_over_defaults(monkeypatch):
+    """So that one program runs unchanged in every place."""
+    assert Settings.load().publish_timeout_s == 5
+    assert Settings.load(publish_timeout_s=7).publish_timeout_s == 7
+    monkeypatch.setenv("UMBEL_PUBLISH_TIMEOUT_S", "9")
+    assert Umbel("shop", publish_timeout_s=7).settings.publish_timeout_s == 9
+
+
+def test_a_wrong_value_says_which_where_from_and_what_is_allowed(monkeypatch):
+    """All wrong ones at once, each with its source."""
+    monkeypatch.setenv("UMBEL_BROKER_URL", "http://example.com")
+    monkeypatch.setenv("UMBEL_MAX_DELIVERIES", "0")
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(publish_timeout_s="soon", colour="red")
+    text = str(caught.value)
+    assert "broker_url from the environment (UMBEL_BROKER_URL) is 'http://example.com'" in text
+    assert "a URL with one of the schemes embedded, redis" in text
+    assert "max_deliveries from the environment (UMBEL_MAX_DELIVERIES) is '0'" in text
+    assert "greater than 0" in text
+    assert "publish_timeout_s from the code (publish_timeout_s=) is 'soon'" in text
+    assert "colour: there is no such setting; there are: blob_url, broker_url" in text
+
+
+def test_the_embedded_server_can_be_forbidden(monkeypatch):
+    """A deployment that forgot its broker must not run on one that is for one machine."""
+    monkeypatch.setenv("UMBEL_REQUIRE_BROKER", "1")
+    with pytest.raises(SettingsError, match="set UMBEL_BROKER_URL"):
+        _ = Umbel("shop").conf.broker_url
+    assert Umbel("shop", broker="redis://host").conf.broker_url == "redis://host"
+
+
+def test_a_local_blob_store_needs_a_local_broker():
+    """Workers on other hosts could not read the files; the error names the setting."""
+    with pytest.raises(SettingsError, match="set UMBEL_BLOB_URL"):
+        _ = Umbel("shop", broker="redis://elsewhere:6379/0").blobs
+    remote = Umbel("shop", broker="redis://elsewhere:6379/0", blob_url="s3://bucket/files")
+    assert remote.blobs.url == "s3://bucket/files"
+
+
+def test_celery_gets_safe_defaults():
+    """Each of them reaches the configuration; the reasons stand in config/celery.py."""
+    conf = Umbel("shop", broker="redis://localhost:1/2").conf
+    assert conf.task_acks_late
+    assert conf.worker_prefetch_multiplier == 1
+    assert conf.accept_content == ["json"]
+    assert conf.task_create_missing_queues is False
+    assert conf.worker_cancel_long_running_tasks_on_connection_loss
+    assert conf.worker_send_task_events
+    assert conf.result_backend == "redis://localhost:1/2"
+    assert conf.broker_transport_options["socket_timeout"] == 2.5
+    assert (conf.control_exchange, conf.event_exchange) == ("shop.control", "shop.events")
+
+
+def test_each_broker_gets_its_own():
+    """Certificates are checked on TLS; RabbitMQ confirms what it took; valkey:// is redis://."""
+    assert Umbel("shop", broker="valkey://host:1/2").conf.broker_url == "redis://host:1/2"
+    tls = Umbel("shop", broker="valkeys://host").conf
+    assert tls.broker_url == "rediss://host"
+    assert tls.broker_use_ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    rabbit = Umbel("shop", broker="amqp://host", store_url="redis://store/1").conf
+    assert rabbit.broker_transport_options["confirm_publish"]
+    assert rabbit.broker_heartbeat == 10
+    assert rabbit.result_backend == "redis://store/1"
+    assert Umbel("shop", broker="amqp://host").conf.result_backend == "disabled://"
+
+
+def test_what_the_app_says_wins():
+    """A default is a default."""
+    app = Umbel("shop", broker="redis://host", worker_prefetch_multiplier=4)
+    app.conf.task_acks_late = False
+    assert (app.conf.worker_prefetch_multiplier, app.conf.task_acks_late) == (4, False)
+
+
+def test_the_namespace_is_the_apps_name_or_the_setting():
+    """Two apps on one broker keep apart."""
+    assert Umbel("my shop", broker="redis://host").prefix == "my-shop"
+    assert Umbel("shop", broker="redis://host", namespace="live").prefix == "live"
+    with pytest.raises(SettingsError, match="namespace from the code"):
+        _ = Umbel("shop", namespace="a b").settings
