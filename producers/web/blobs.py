@@ -17,6 +17,8 @@ from umbel.producers.web.service import Service
 SHOWN_TYPES = frozenset(
     {"image/jpeg", "image/png", "image/webp", "image/gif", "image/avif", "video/mp4"}
 )
+READ_ON_BYTES = 64 * 1024**2
+
 Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -96,11 +98,21 @@ async def _stored(
             await asyncio.to_thread(writer.write, chunk)
         return await asyncio.to_thread(writer.finish, media_type)
     except BlobTooLarge as error:
+        await _read_on(chunks)
         raise problem(413, "File too large", str(error)) from error
     except ValueError as error:
         raise problem(400, "Not a media type", f"Content-Type: {media_type!r}") from error
     finally:
         writer.abort()  # without effect once it is finished
+
+
+async def _read_on(chunks: AsyncIterator[bytes]) -> None:
+    """A client that is still sending would see a broken connection instead of the answer."""
+    left = READ_ON_BYTES
+    async for chunk in chunks:
+        left -= len(chunk)
+        if left < 0:
+            return
 
 
 async def _chunks(blobs: BlobStore, blob: Blob, start: int, end: int) -> AsyncIterator[bytes]:

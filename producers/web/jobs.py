@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import NAMESPACE_URL, uuid5
 
 from fastapi import APIRouter, Header, Request, Response
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from umbel.config.errors import UnknownJob
@@ -21,6 +20,7 @@ from umbel.jobs.records import Record
 from umbel.producers.web.problems import problem
 from umbel.producers.web.service import Service
 
+MAX_MESSAGE_BYTES = 1024**2
 IDEMPOTENCY_TTL_S = 24 * 3600
 
 AnyJob = Job[Any, Any, Any]
@@ -96,11 +96,7 @@ def _add_request(router: APIRouter, jobs: _Jobs, job: AnyJob) -> None:
     contract = job.contract
 
     async def ask(request: Request, idempotency_key: IdempotencyKey = None) -> Response:
-        try:
-            body = json.loads(await request.body())
-        except ValueError as error:
-            raise problem(400, "Not JSON", f"the body is no JSON: {error}") from error
-        message = contract.checked(body)
+        message = contract.checked(await _json(request))
         job_id = idempotency_key and await _job_id(jobs.app, job.name, idempotency_key, message)
         handle = await job.arequest(message, **({"job_id": job_id} if job_id else {}))
         record = await handle.arecord()
@@ -128,6 +124,19 @@ def _add_request(router: APIRouter, jobs: _Jobs, job: AnyJob) -> None:
             }
         },
     )
+
+
+async def _json(request: Request) -> Any:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_MESSAGE_BYTES:
+            detail = f"a message has at most {MAX_MESSAGE_BYTES} bytes; files go by reference"
+            raise problem(413, "Message too large", detail)
+    try:
+        return from_json(body)
+    except ValueError as error:
+        raise problem(400, "Not JSON", f"the body is no JSON: {error}") from error
 
 
 async def _job_id(app: Service, name: str, key: str, message: Any) -> str:

@@ -69,3 +69,7 @@ def add_problems(web: FastAPI) -> None:
         handlers={UmbelError: lambda _handler, _request, error: problem_of(error)},
     )
     add_exception_handler(web, handler)
+    # That one stands where Starlette raises again after it has answered, which ends the connection;
+    # what is foreseen is answered further in.
+    for foreseen in (UmbelError, Problem):
+        web.add_exception_handler(foreseen, handler)

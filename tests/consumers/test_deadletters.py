@@ -1,0 +1,83 @@
+"""`celery -A app deadletters`, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from support.process import eventually
+
+APP = """
+from umbel import Message, Umbel
+
+app = Umbel("shop")
+
+class Fail(Message, name="shop.fail", version=1):
+    text: str
+
+@app.job(queue="fragile")
+def fail(message: Fail) -> None:
+    raise ValueError(message.text)
+"""
+
+
+@pytest.fixture
+def shop(write_app, start_worker, valkey):
+    """An app with one dead letter and one message in quarantine."""
+    shop = write_app(APP)
+    worker = start_worker(shop)
+    shop.fail.send(shop.Fail(text="no [bold]luck"), job_id="job-7")
+    valkey.client().lpush("fragile", b"\xffgarbage")
+    eventually(lambda: shop.app.dead_letters.count() == 2)
+    worker.kill()
+    return shop
+
+
+def celery(shop, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """The command, with a wide terminal."""
+    command = [sys.executable, "-m", "celery", "-A", shop.__name__, *arguments]
+    return subprocess.run(
+        command, check=False, capture_output=True, env=os.environ | {"COLUMNS": "200"}
+    )
+
+
+def test_list_shows_what_was_not_done(shop):
+    """A line each, the newest first; filters and JSON for programs."""
+    table = celery(shop, "deadletters", "list").stdout.decode()
+    assert "shop.fail" in table
+    assert "ValueError: no [bold]luck" in table
+    assert "quarantine" in table
+    one = celery(shop, "deadletters", "list", "--json", "--kind", "dead").stdout
+    assert json.loads(one) | {"job_id": "job-7", "reason": "failed", "attempts": 1} == json.loads(
+        one
+    )
+    assert celery(shop, "deadletters", "list", "--queue", "nope").stdout == b"no dead letters\n"
+
+
+def test_show_tells_all_but_the_body(shop):
+    """By its id or its job's; `--raw` gives the bytes."""
+    shown = celery(shop, "deadletters", "show", "job-7").stdout.decode()
+    for part in ("dead (failed)", "shop.fail", "fragile", "Fail(text='no [bold]luck')"):
+        assert part in shown
+    assert "raise ValueError(message.text)" in shown
+    [garbage] = [one for one in shop.app.dead_letters.newest(9) if not one.job]
+    assert celery(shop, "deadletters", "show", "--raw", garbage.id).stdout == b"\xffgarbage"
+
+
+def test_what_is_not_there_is_a_clear_error(shop):
+    """An unknown id, and an app that is none of ours."""
+    done = celery(shop, "deadletters", "show", "nope")
+    assert done.returncode == 1
+    assert done.stderr == b"Error: no dead letter 'nope'; `deadletters list` shows their ids\n"
+
+
+def test_an_unknown_queue_ends_the_worker_with_the_known_ones(shop):
+    """One line and no traceback."""
+    done = celery(shop, "worker", "-Q", "nope")
+    assert done.returncode == 1
+    last = done.stderr.decode().strip().splitlines()[-1]
+    assert last == "celery worker: no queue 'nope' in this app; there are: fragile, shop"
+    assert b"Traceback" not in done.stderr
