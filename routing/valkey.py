@@ -15,7 +15,9 @@ from uuid import uuid4
 
 import kombu
 import redis
+from kombu import connection
 from kombu.transport import redis as kombu_redis
+from kombu.utils.collections import HashedSeq
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from redis.backoff import NoBackoff
@@ -75,8 +77,8 @@ class Transport(kombu_redis.Transport):
     Channel = Channel
 
 
-class Connection(kombu.Connection):
-    """A connection that takes our transport where Kombu's URL means its own for Redis.
+class _OurTransport:
+    """For connections: our transport where Kombu's URL means its own for Redis.
 
     The URL stays as it is, because Flower's broker page knows only Kombu's schemes; and it is the
     effective one of each connection, so that reading and writing may differ.
@@ -84,8 +86,33 @@ class Connection(kombu.Connection):
 
     def get_transport_cls(self) -> Any:
         """Called by Kombu when the transport is first needed."""
-        known = super().get_transport_cls()  # type: ignore[no-untyped-call]
+        known = super().get_transport_cls()  # type: ignore[misc]  # of Kombu's connection
         return Transport if known is kombu_redis.Transport else known
+
+    def __eqhash__(self) -> Any:
+        """Kombu's pools are shared by what this says: not with a plain app of the same URL."""
+        return HashedSeq(super().__eqhash__(), Transport)  # type: ignore[misc]
+
+
+class Connection(_OurTransport, kombu.Connection):
+    """What `Umbel` connects with."""
+
+    def Pool(self, limit: int | None = None, **_: Any) -> ConnectionPool:  # noqa: N802  Kombu's name
+        """A pool of the same kind."""
+        return ConnectionPool(self, limit)  # type: ignore[no-untyped-call]
+
+
+class PooledConnection(_OurTransport, connection.PooledConnection):
+    """One of a pool."""
+
+
+class ConnectionPool(connection.ConnectionPool):
+    """Kombu's pool, whose connections are ours too."""
+
+    def new(self) -> PooledConnection:
+        """One more."""
+        facts = dict(self.connection._info(resolve=False))
+        return PooledConnection(self, **facts)  # type: ignore[no-untyped-call]
 
 
 def read_element(element: bytes, queue: str) -> dict[str, Any]:

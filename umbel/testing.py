@@ -17,6 +17,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -100,39 +101,42 @@ def umbel_worker(umbel_broker: str) -> WorkerFixture:
 @contextmanager
 def _worker(app: Umbel, *arguments: str, timeout_s: float = 30) -> Iterator[None]:
     _forget_connections(app)
-    module = _module_of(app)
-    command = [sys.executable, "-m", "celery", "-A", module, "worker", "-c", "1"]
+    command = [sys.executable, "-m", "celery", "-A", _module_of(app), "worker", "-c", "1"]
     fast = ["--without-mingle", "--without-gossip", *arguments]
     paths = os.pathsep.join(path for path in sys.path if path)
-    process = subprocess.Popen(
-        [*command, *fast],
-        env=os.environ | {"PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _wait_for(app, process, timeout_s)
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        _forget_connections(app)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [*command, *fast],
+            env=os.environ | {"PYTHONPATH": paths},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            if not _is_up(app, process, timeout_s):
+                log.seek(0)
+                said = log.read().decode(errors="replace")
+                raise RuntimeError(f"the worker of {app.main} did not start:\n{said}")
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            _forget_connections(app)
 
 
-def _wait_for(app: Umbel, process: subprocess.Popen[str], timeout_s: float) -> None:
+def _is_up(app: Umbel, process: subprocess.Popen[bytes], timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
     while not app.control.ping(timeout=0.2):
         if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            output, _ = process.communicate()
-            raise RuntimeError(f"the worker of {app.main} did not start:\n{output}")
+            return False
+    return True
 
 
 def _module_of(app: Umbel) -> str:
+    """Where the worker finds the app; Celery itself holds the current one too."""
     for name, module in list(sys.modules.items()):
-        if app in vars(module).values() and name != "__main__" and hasattr(module, "__file__"):
+        foreign = name == "__main__" or name.partition(".")[0] == "celery"
+        if not foreign and any(value is app for value in vars(module).values()):
             return name
     raise RuntimeError(f"no module holds the app {app.main!r}: the worker could not import it")
 
