@@ -129,6 +129,12 @@ class Embedded:
         )
         return True
 
+    def release(self) -> None:
+        """This process is no user any longer, before its end."""
+        with _holding:
+            if handle := _held.pop(self.directory, None):
+                os.close(handle)
+
     def answers(self) -> bool:
         """Whether a server is there and ready."""
         client = redis.Redis(

@@ -81,11 +81,16 @@ def umbel_sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
 
 
 @pytest.fixture
-def umbel_broker(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> str:
+def umbel_broker(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     """An embedded broker of the test's own; its URL, also in ``UMBEL_BROKER_URL``."""
+    from umbel.config.embedded import Embedded  # noqa: PLC0415
+
     url = f"embedded://{tmp_path_factory.mktemp('umbel')}"
     monkeypatch.setenv("UMBEL_BROKER_URL", url)
-    return url
+    yield url
+    Embedded.at(url).release()
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ def test_it_stays_until_ctrl_c_and_its_pages_work(app_dir, media, tmp_path):
 def browse(address: str, directory: Path) -> str:
     """What a browser shows of a page, as HTML after its scripts have run."""
     profile = f"--user-data-dir={directory / 'chromium'}"
-    done = subprocess.run(
-        [*CHROMIUM, profile, "--dump-dom", address], capture_output=True, text=True, timeout=90
-    )
+    command = [*CHROMIUM, profile, "--dump-dom", address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert done.stdout, f"{address}: status {done.returncode}\n{done.stderr[-3000:]}"
     return done.stdout
