@@ -97,14 +97,15 @@ class Limits:
 
 
 def find_ffmpeg(explicit: Path | None = None) -> Path:
-    """The program: the one given, else that on ``PATH``, else that of the imageio-ffmpeg wheel.
+    """The program: the one given, else ``UMBEL_FFMPEG``, else by ``PATH``, else imageio-ffmpeg's.
 
-    One that is older than 5.1 or lacks H.264 is passed over.
+    One by ``PATH`` that is older than 5.1 or lacks H.264 is passed over; one that was named is not.
 
     Raises:
         ToolFailed: there is none; says what was found.
     """
-    found = [explicit] if explicit else [*_on_path(), *_in_the_wheel()]
+    named = explicit or os.environ.get("UMBEL_FFMPEG")
+    found = [Path(named).absolute()] if named else [*_on_path(), *_in_the_wheel()]
     problems = {path: _problem(path) for path in found}
     for path, problem in problems.items():
         if problem is None:

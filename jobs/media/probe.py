@@ -28,7 +28,8 @@ class Facts:
         width: in pixels, upright.
         height: likewise.
         square: whether its pixels are.
-        frames: how many pictures the container says; 0 where it does not.
+        frames: how many pictures the container says that it shows; 0 where it does not.
+        interlaced: whether it is made of fields: each may count as one of the `frames`.
         rate: pictures per second, on average; 0 where unknown.
         video_index: which of the streams is the video.
         video_codec: as FFmpeg names it.
@@ -42,6 +43,7 @@ class Facts:
     height: int
     square: bool
     frames: int
+    interlaced: bool
     rate: float
     video_index: int
     video_codec: str
@@ -72,8 +74,14 @@ def look(path: str, limit_pixels: int) -> Facts:
 def _video_of(container: Any) -> Any:
     for stream in container.streams.video:
         if not stream.disposition & stream.disposition.attached_pic:  # the cover of a song
-            return stream
+            return _decodable(stream, "pictures")
     raise MediaError("video.none", "there is no video in it")
+
+
+def _decodable(stream: Any, what: str) -> Any:
+    if stream.codec_context is None:
+        raise MediaError("video.unreadable", f"not a video: the codec of its {what} is unknown")
+    return stream
 
 
 def _check_pixels(width: int, height: int, limit: int) -> None:
@@ -89,20 +97,33 @@ def _facts(container: Any, video: Any, frame: Any, limit_pixels: int) -> Facts:
     _check_pixels(frame.width, frame.height, limit_pixels)
     sides = (frame.width, frame.height)
     width, height = reversed(sides) if frame.rotation % 180 else sides
-    audio = next(iter(container.streams.audio), None)
+    audio = next((_decodable(stream, "sound") for stream in container.streams.audio), None)
     return Facts(
         format=container.format.name,
         duration_s=container.duration / _MICROSECONDS if container.duration else None,
         width=width,
         height=height,
         square=video.sample_aspect_ratio in (None, 0, 1),
-        frames=video.frames,
+        frames=_shown(container, video),
+        interlaced=frame.interlaced_frame,
         rate=float(video.average_rate or 0),
         video_index=video.index,
         video_codec=video.codec_context.name,
         audio_codec=audio.codec_context.name if audio else None,
         audio_channels=audio.codec_context.channels if audio else 0,
     )
+
+
+def _shown(container: Any, video: Any) -> int:
+    """How many pictures an MP4 shows: one that was trimmed without encoding holds more.
+
+    Its edit list (ISO 14496-12, 8.6.6) hides those before the cut. The index of other containers
+    is not whole, nor is that of an MP4 in fragments, which says 0.
+    """
+    entries = getattr(video, "index_entries", None)  # since PyAV 17
+    if entries is None or not video.frames or not container.format.name.startswith("mov"):
+        return int(video.frames)
+    return sum(not entry.is_discard for entry in entries)
 
 
 def _why(error: Exception) -> str:

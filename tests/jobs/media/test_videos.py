@@ -102,6 +102,26 @@ def test_a_variable_rate_keeps_every_picture(make_video: Any, target: Path, prog
     assert facts.duration_s == pytest.approx(3.95, abs=0.1)  # the last picture starts at 3.95 s
 
 
+def test_a_rate_that_rises_keeps_every_picture(
+    make_video: Any, target: Path, program: Path
+) -> None:
+    """FFmpeg guesses the rate at the beginning; a phone is slow in the dark, and fast in light."""
+    picture = "testsrc2=size=160x120:rate=60:duration=16"
+    uneven = ("-vf", "select='if(lt(t,12),not(mod(n,6)),1)'", "-fps_mode", "passthrough")
+    clock = ("-enc_time_base", "1:1000", "-preset", "ultrafast")
+    source = make_video("rising.mp4", "-f", "lavfi", "-i", picture, *uneven, *clock)
+    assert transcode(source, target, ffmpeg=program).frames == 360
+
+
+def test_a_trimmed_source_is_whole(make_video: Any, clip: Path, target: Path) -> None:
+    """Cut without encoding, it still holds what is before the cut; that is not missing."""
+    trimmed = make_video("trimmed.mp4", "-ss", "1.5", "-i", clip, "-c", "copy")
+    calls: list[tuple[float, float | None, str]] = []
+    facts = transcode(trimmed, target, progress=lambda *call: calls.append(call))
+    assert facts.frames == 15
+    assert calls[-1] == (15, 15, "checked")
+
+
 @contextmanager
 def nobody_opens(fifo: Path) -> Iterator[None]:
     """Fails when someone opens the pipe for reading: only then can it be opened for writing."""
@@ -125,9 +145,22 @@ def nobody_opens(fifo: Path) -> Iterator[None]:
     assert not opened.is_set(), f"{fifo.name} was opened"
 
 
-def test_a_neighbours_file_is_never_read(tmp_path: Path, target: Path, program: Path) -> None:
+FFCONCAT = "ffconcat version 1.0\nfile neighbour.mp4\n"
+HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.0,\nneighbour.mp4\n#EXT-X-ENDLIST\n"
+DASH = (
+    '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+    'mediaPresentationDuration="PT1S"><Period><AdaptationSet mimeType="video/mp4">'
+    '<Representation id="1" bandwidth="1"><BaseURL>neighbour.mp4</BaseURL>'
+    "</Representation></AdaptationSet></Period></MPD>"
+)
+
+
+@pytest.mark.parametrize("text", [FFCONCAT, HLS, DASH], ids=["ffconcat", "hls", "dash"])
+def test_a_neighbours_file_is_never_read(
+    tmp_path: Path, target: Path, program: Path, text: str
+) -> None:
     """A "video" that is a list of other files is refused by the probe, and by FFmpeg itself."""
-    (tmp_path / "video.mp4").write_text("ffconcat version 1.0\nfile neighbour.mp4\n")
+    (tmp_path / "video.mp4").write_text(text)
     with nobody_opens(tmp_path / "neighbour.mp4"):
         with pytest.raises(MediaError, match=r"^video\.unreadable: not a video"):
             transcode(tmp_path / "video.mp4", target, ffmpeg=program)
@@ -188,6 +221,49 @@ def test_a_source_that_was_cut_off(make_video: Any, long_clip: Path, target: Pat
     with pytest.raises(MediaError, match=r"^video\.truncated: the source says 60\.0 s and 1800 "):
         transcode(cut, target, preset="ultrafast")
     assert not target.exists()
+
+
+def test_a_source_without_its_index(clip: Path, target: Path) -> None:
+    """An upload that broke off before the moov at the end of the file."""
+    cut = target.parent / "cut.mp4"
+    cut.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    with pytest.raises(MediaError, match=r"^video\.unreadable: not a video"):
+        transcode(cut, target)
+
+
+def test_a_source_that_is_damaged(make_video: Any, long_clip: Path, target: Path) -> None:
+    """Its length is whole, but a tenth of its pictures cannot be decoded."""
+    whole = make_video("keyed.mp4", "-t", "10", "-i", long_clip, "-g", "30", "-an")
+    data = bytearray(whole.read_bytes())
+    start = data.index(b"mdat") + len(data) // 3
+    data[start : start + len(data) // 5] = bytes(len(data) // 5)
+    damaged = target.parent / "damaged.mp4"
+    damaged.write_bytes(data)
+    with pytest.raises(MediaError, match=r"^video\.truncated: the source says 10\.0 s and 300 "):
+        transcode(damaged, target, preset="ultrafast")
+    assert not target.exists()
+
+
+def test_fields_count_twice(make_video: Any, clip: Path) -> None:
+    """An interlaced source may say twice as many pictures as there are; no other may."""
+    made = make_video("made.mp4", "-i", clip, "-c", "copy", "-movflags", "+faststart")
+    facts = probe(made)
+    fields = replace(facts, interlaced=True, frames=120)
+    check_output(made, facts, fields, (320, 240), 60)
+    with pytest.raises(MediaError, match=r"^video\.truncated: "):
+        check_output(made, facts, replace(fields, interlaced=False), (320, 240), 60)
+
+
+@pytest.mark.parametrize(("codec", "what"), [(b"avc1", "pictures"), (b"sowt", "sound")])
+def test_an_unknown_codec(
+    make_video: Any, clip: Path, target: Path, codec: bytes, what: str
+) -> None:
+    """Is named in plain words; a video without its sound would be no success."""
+    known = make_video("known.mov", "-i", clip, "-c:v", "copy", "-c:a", "pcm_s16le")
+    unknown = target.parent / "unknown.mov"
+    unknown.write_bytes(known.read_bytes().replace(codec, b"zzzz"))
+    with pytest.raises(MediaError, match=f"the codec of its {what} is unknown$"):
+        transcode(unknown, target)
 
 
 def test_a_result_that_is_wrong(make_video: Any, clip: Path) -> None:
@@ -279,6 +355,17 @@ def test_a_full_stream_of_errors_is_cut(tmp_path: Path) -> None:
     assert status == 3
     assert errors.endswith("the end")
     assert len(errors) <= 8192
+
+
+def test_the_program_that_is_named(
+    clip: Path, target: Path, tmp_path: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``UMBEL_FFMPEG`` goes before the PATH, and one that cannot be used is never passed over."""
+    monkeypatch.setenv("UMBEL_FFMPEG", str(program))
+    assert find_ffmpeg() == program
+    monkeypatch.setenv("UMBEL_FFMPEG", str(tmp_path / "nothing"))
+    with pytest.raises(ToolFailed, match="nothing: "):
+        transcode(clip, target)
 
 
 def test_no_ffmpeg(tmp_path: Path) -> None:
