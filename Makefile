@@ -47,7 +47,7 @@ build/tree:
 
 .PHONY: test
 test: $(INSTALLED) ## run every test on real servers (PYTEST="-k name" for some)
-	@$(BIN)/python -m pytest -n 2 $(PYTEST)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
 
 .PHONY: lint
 lint: $(INSTALLED) build/tree ## style, layers and their planted violation

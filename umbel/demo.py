@@ -90,8 +90,8 @@ def service() -> Iterator[tuple[str, str]]:
         for name, command in commands.items():
             log = logs / f"{name}.log"
             if name == "flower":  # it asks the workers for their queues when it starts
-                for worker_name in children:
-                    wait_until_ready(logs / f"{worker_name}.log")
+                for other, child in children.items():
+                    wait_until_ready(child, logs / f"{other}.log")
             children[name] = start(command, log)
             console.print(f"  started {name:22} log: {shown(log)}", highlight=False)
         web, flower = f"http://{host}:{web_port}", f"http://{host}:{flower_port}"
@@ -153,11 +153,11 @@ def wait_for(address: str, log: Path) -> None:
     raise DemoFailed(f"{address} does not answer; the end of {shown(log)}:\n{tail(log)}")
 
 
-def wait_until_ready(log: Path) -> None:
+def wait_until_ready(child: subprocess.Popen[bytes], log: Path) -> None:
     """Until a worker's log, or the web server's, says so."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while not any(word in log.read_text(errors="replace") for word in ("ready.", "running on")):
-        if time.monotonic() > deadline:
+        if child.poll() is not None or time.monotonic() > deadline:
             raise DemoFailed(f"the end of {shown(log)}, which is not ready:\n{tail(log)}")
         time.sleep(0.1)
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from umbel.config.store import required
 from umbel.jobs.job import Job
 from umbel.producers.web.blobs import blob_routes
+from umbel.producers.web.health import health_routes
 from umbel.producers.web.jobs import job_routes
-from umbel.producers.web.problems import add_problems, problem
+from umbel.producers.web.problems import add_problems
+from umbel.producers.web.schemas import add_components, contract_schemas
 from umbel.producers.web.service import Service
 
-READY_WITHIN_S = 1.0
 MAX_UPLOAD_BYTES = 2 * 1024**3
 
 
@@ -25,6 +26,9 @@ def create_app(
     app: Service, expose: Sequence[Job[Any, Any, Any]], *, max_upload_bytes: int = MAX_UPLOAD_BYTES
 ) -> FastAPI:
     """A FastAPI application for the jobs of an app.
+
+    It may be mounted anywhere in another one, and further routes or middleware added to it: who may
+    ask is for them to say. Nothing is connected before it is served.
 
     Args:
         app: an `umbel.Umbel`.
@@ -36,42 +40,22 @@ def create_app(
         title=f"{app.main} jobs",
         version=version("umbel"),
         description="Ask for a job, follow it, fetch its result. Made by Umbel.",
+        lifespan=_lifespan_of(app),
     )
-    add_problems(web)
-    web.include_router(job_routes(app, expose))
+    bodies, components = contract_schemas(expose)
+    web.include_router(job_routes(app, expose, bodies))
     web.include_router(blob_routes(app, max_upload_bytes))
-    _add_health(web, app)
+    web.include_router(health_routes(app))
+    add_problems(web)
+    add_components(web, components)
     return web
 
 
-def _add_health(web: FastAPI, app: Service) -> None:
-    @web.get("/healthz", tags=["health"], summary="Whether the process lives")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
+def _lifespan_of(app: Service) -> Any:
+    @asynccontextmanager
+    async def lifespan(_web: FastAPI) -> AsyncIterator[None]:
+        # Its first use reads the settings: a wrong one ends the start, and not each request.
+        await asyncio.to_thread(lambda: app.store)
+        yield
 
-    @web.get("/readyz", tags=["health"], summary="Whether broker and store answer")
-    async def readyz() -> dict[str, str]:
-        checks = {"broker": _reach_broker, "store": _reach_store}
-        answers = await asyncio.gather(*(_within(check, app) for check in checks.values()))
-        away = [name for name, answered in zip(checks, answers, strict=True) if not answered]
-        if away:
-            what = " and ".join(away)
-            raise problem(503, "Not ready", f"no answer from: {what}", headers={"Retry-After": "5"})
-        return {"status": "ready"}
-
-
-async def _within(check: Callable[[Service], None], app: Service) -> bool:
-    try:
-        await asyncio.wait_for(asyncio.to_thread(check, app), READY_WITHIN_S)
-    except Exception:  # whatever it is: not ready
-        return False
-    return True
-
-
-def _reach_broker(app: Service) -> None:
-    with app.connection_for_write() as connection:
-        connection.connect()
-
-
-def _reach_store(app: Service) -> None:
-    required(app.store, "the web service").client.ping()
+    return lifespan

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Iterator
+from pathlib import PurePosixPath
 from typing import Annotated
+from urllib.parse import quote
 
-from fastapi import APIRouter, Path, Request, Response, UploadFile
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import ValidationError
 
-from umbel.jobs.blobs import Blob, BlobStore, BlobTooLarge
+from umbel.config.errors import BlobError
+from umbel.jobs.blobs import UNKNOWN_TYPE, Blob, BlobStore, BlobTooLarge
+from umbel.producers.web.documents import matches
 from umbel.producers.web.problems import problem
 from umbel.producers.web.service import Service
+from umbel.producers.web.uploads import Upload, upload_of
 
-# What a browser may show. Everything else is a download: the bytes are a stranger's.
-SHOWN_TYPES = frozenset(
-    {"image/jpeg", "image/png", "image/webp", "image/gif", "image/avif", "video/mp4"}
-)
+# What a browser may show, and the ending that its name gets. Everything else is a download: the
+# bytes are a stranger's, and the type is whatever the address says.
+SHOWN_TYPES = {
+    "image/jpeg": ".jpg",
+    "image/png": ".png",
+    "image/webp": ".webp",
+    "image/gif": ".gif",
+    "image/avif": ".avif",
+    "video/mp4": ".mp4",
+}
+WRITE_BYTES = 1024**2
 READ_ON_BYTES = 64 * 1024**2
 
 Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Query(max_length=255, description="what a saved copy is called")]
 
 
 def blob_routes(app: Service, max_upload_bytes: int) -> APIRouter:
@@ -28,33 +43,42 @@ def blob_routes(app: Service, max_upload_bytes: int) -> APIRouter:
 
     @router.post("/uploads", status_code=201, summary="Store a file", openapi_extra=_ANY_BODY)
     async def upload(request: Request, response: Response) -> Blob:
-        """Takes the file as the body, or as the one part of a form.
+        """Takes the file as the body, or as the one file of a form.
 
         The answer is its reference, to be used in messages.
         """
-        if request.headers.get("content-type", "").startswith("multipart/form-data"):
-            chunks, media_type = await _from_form(request)
-        else:
-            chunks, media_type = request.stream(), request.headers.get("content-type")
-        blob = await _stored(app.blobs, chunks, media_type, max_upload_bytes)
-        response.headers["Location"] = f"/v1/blobs/{blob.sha256}"
+        body = request.stream()
+        try:
+            file = upload_of(request.headers, body, max_upload_bytes)
+            blob = await _stored(app.blobs, file, max_upload_bytes)
+        except BlobTooLarge:
+            await _read_on(request, body)
+            raise
+        root = request.scope.get("root_path", "")
+        response.headers["Location"] = f"{root}/v1/blobs/{blob.sha256}"
         return blob
 
-    @router.get("/blobs/{sha256}", summary="Fetch a file")
+    @router.get(
+        "/blobs/{sha256}",
+        summary="Fetch a file",
+        response_class=StreamingResponse,
+        responses=_ANY_FILE,
+    )
     async def download(
-        request: Request, sha256: Sha256, type: str = "application/octet-stream"
+        request: Request, sha256: Sha256, type: str = UNKNOWN_TYPE, name: Name = ""
     ) -> Response:
         """The file, whole or one range of it. `type` is what its reference says it is."""
-        blob = await asyncio.to_thread(app.blobs.find, sha256)
-        headers = _download_headers(sha256, type)
-        if request.headers.get("If-None-Match") == headers["ETag"]:
+        blob = await _found(app.blobs, sha256)
+        headers = _headers(sha256, type, name)
+        if matches(request.headers.get("If-None-Match"), sha256):
             return Response(status_code=304, headers=headers)
-        start, end, status = _range(request.headers.get("Range"), blob.size_bytes)
-        headers["Content-Length"] = str(end - start)
-        if status == 206:
+        wanted = _wanted(request, blob)
+        start, end = wanted or (0, blob.size_bytes)
+        if wanted:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{blob.size_bytes}"
-        body = _chunks(app.blobs, blob, start, end)
-        return StreamingResponse(body, status, headers, media_type=headers["Content-Type"])
+        headers["Content-Length"] = str(end - start)
+        chunks = await asyncio.to_thread(app.blobs.chunks, blob, start, end)
+        return StreamingResponse(_each(chunks), 206 if wanted else 200, headers)
 
     return router
 
@@ -73,59 +97,73 @@ _ANY_BODY = {
         },
     }
 }
+_ANY_FILE: dict[int | str, dict[str, object]] = {
+    200: {"content": {UNKNOWN_TYPE: {}}, "description": "The file."},
+    206: {"content": {UNKNOWN_TYPE: {}}, "description": "The range that was asked for."},
+}
 
 
-async def _from_form(request: Request) -> tuple[AsyncIterator[bytes], str | None]:
-    form = await request.form(max_files=1)
-    files = [value for value in form.values() if not isinstance(value, str)]
-    if len(files) != 1:
-        raise problem(400, "No file", f"expected one file in the form, got {len(files)}")
-    return _parts(files[0]), files[0].content_type  # type: ignore[arg-type]  # Starlette's class
-
-
-async def _parts(file: UploadFile) -> AsyncIterator[bytes]:
-    while chunk := await file.read(1 << 20):
-        yield chunk
-
-
-async def _stored(
-    blobs: BlobStore, chunks: AsyncIterator[bytes], media_type: str | None, limit_bytes: int
-) -> Blob:
-    media_type = (media_type or "").partition(";")[0].strip() or None
+async def _stored(blobs: BlobStore, upload: Upload, limit_bytes: int) -> Blob:
     writer = await asyncio.to_thread(blobs.writer, limit_bytes)
     try:
-        async for chunk in chunks:
-            await asyncio.to_thread(writer.write, chunk)
+        async for piece in _pieces(upload.chunks()):
+            await asyncio.to_thread(writer.write, piece)
+        media_type = (upload.media_type or "").partition(";")[0].strip().lower()
         return await asyncio.to_thread(writer.finish, media_type)
-    except BlobTooLarge as error:
-        await _read_on(chunks)
-        raise problem(413, "File too large", str(error)) from error
-    except ValueError as error:
-        raise problem(400, "Not a media type", f"Content-Type: {media_type!r}") from error
+    except ValidationError as error:
+        raise problem(400, "Not a media type", f"Content-Type: {upload.media_type!r}") from error
     finally:
-        writer.abort()  # without effect once it is finished
+        # Not awaited: this may be a cancellation. Without effect once it is finished.
+        asyncio.get_running_loop().run_in_executor(None, writer.abort)
 
 
-async def _read_on(chunks: AsyncIterator[bytes]) -> None:
-    """A client that is still sending would see a broken connection instead of the answer."""
-    left = READ_ON_BYTES
+async def _pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Servers read 64 KiB at a time, and each way to a thread and back costs as much as that."""
+    piece = bytearray()
     async for chunk in chunks:
+        piece += chunk
+        if len(piece) >= WRITE_BYTES:
+            yield bytes(piece)
+            piece.clear()
+    yield bytes(piece)
+
+
+async def _read_on(request: Request, body: AsyncIterator[bytes]) -> None:
+    """A client that is still sending would see a broken connection instead of the answer.
+
+    One that waits to be asked for the body (RFC 9110, 10.1.1) is not.
+    """
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        return
+    left = READ_ON_BYTES
+    async for chunk in body:
         left -= len(chunk)
         if left < 0:
             return
 
 
-async def _chunks(blobs: BlobStore, blob: Blob, start: int, end: int) -> AsyncIterator[bytes]:
-    chunks = blobs.chunks(blob, start, end)
+async def _found(blobs: BlobStore, sha256: str) -> Blob:
+    try:
+        return await asyncio.to_thread(blobs.find, sha256)
+    except BlobError as error:
+        if error.__cause__:
+            raise  # the store failed; the file may be there
+        raise problem(404, "Unknown file", f"there is no file {sha256}") from error
+
+
+async def _each(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
     while chunk := await asyncio.to_thread(next, chunks, b""):
         yield chunk
 
 
-def _download_headers(sha256: str, media_type: str) -> dict[str, str]:
-    shown = media_type in SHOWN_TYPES
+def _headers(sha256: str, media_type: str, name: str) -> dict[str, str]:
+    """Such that no file is a page of ours, or a program with a name of the address's choosing."""
+    ending = SHOWN_TYPES.get(media_type)
+    saved_as = (PurePosixPath(name).stem or sha256[:16]) + ending if ending else sha256[:16]
+    disposition = "inline" if ending else "attachment"
     return {
-        "Content-Type": media_type if shown else "application/octet-stream",
-        "Content-Disposition": "inline" if shown else f'attachment; filename="{sha256[:16]}"',
+        "Content-Type": media_type if ending else UNKNOWN_TYPE,
+        "Content-Disposition": f"{disposition}; filename*=UTF-8''{quote(saved_as, safe='')}",
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "sandbox",
         "Accept-Ranges": "bytes",
@@ -134,23 +172,23 @@ def _download_headers(sha256: str, media_type: str) -> dict[str, str]:
     }
 
 
-def _range(header: str | None, size_bytes: int) -> tuple[int, int, int]:
-    """Start, end and status for a ``Range`` header (RFC 9110, 14.2); several ranges get it all."""
-    unit, _, text = (header or "").partition("=")
-    if unit.strip() != "bytes" or "," in text:
-        return 0, size_bytes, 200
-    first, _, last = text.strip().partition("-")
-    if not (first + last).isdigit():
-        return 0, size_bytes, 200
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
+
+
+def _wanted(request: Request, blob: Blob) -> tuple[int, int] | None:
+    """Start and end of the one range that is asked for (RFC 9110, 14); None is all of it."""
+    if request.headers.get("If-Range", f'"{blob.sha256}"') != f'"{blob.sha256}"':
+        return None
+    match = _RANGE.fullmatch(request.headers.get("Range", "").replace(" ", ""))
+    first, last = match.groups() if match else ("", "")
+    if not first + last or (first and last and int(last) < int(first)):
+        return None  # none, several, or none that is valid
+    size = blob.size_bytes
     if first:
-        start, end = int(first), min(int(last) + 1, size_bytes) if last else size_bytes
+        start, end = int(first), min(int(last) + 1, size) if last else size
     else:
-        start, end = max(0, size_bytes - int(last)), size_bytes
+        start, end = max(0, size - int(last)), size
     if start >= end:
-        raise problem(
-            416,
-            "Range not satisfiable",
-            f"the file has {size_bytes} bytes",
-            headers={"Content-Range": f"bytes */{size_bytes}"},
-        )
-    return start, end, 206
+        headers = {"Content-Range": f"bytes */{size}"}
+        raise problem(416, "Range not satisfiable", f"the file has {size} bytes", headers=headers)
+    return start, end

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from kombu.connection import Connection
 
+from umbel.config.settings import Settings
 from umbel.config.store import Store
 from umbel.jobs.blobs import BlobStore
 from umbel.jobs.records import Records
@@ -16,6 +17,8 @@ class Service(Protocol):
 
     main: str
 
+    @property
+    def settings(self) -> Settings: ...
     @property
     def prefix(self) -> str: ...
     @property

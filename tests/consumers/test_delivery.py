@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from types import ModuleType
 
 import pytest
@@ -369,3 +370,29 @@ def test_a_child_killed_from_outside_loses_nothing(shop, start_worker):
     handle.cancel()
     with pytest.raises(JobCancelled):
         handle.result(30)
+
+
+def test_flower_sees_progress_and_stars(shop, start_worker):
+    """Events carry names, states, progress and arguments; secrets are stars in all of them."""
+    events: list[dict] = []
+    with shop.app.connection_for_read() as connection:
+        receiver = shop.app.events.Receiver(connection, handlers={"*": events.append})
+        listening = threading.Thread(target=receiver.capture, kwargs={"limit": None})
+        listening.start()
+        start_worker(shop)
+        with pytest.raises(JobFailed):
+            shop.login.request(shop.Login(password="hunter2")).result(10)
+        shop.echo.request(shop.Login(password="hunter2")).result(10)
+        handle = shop.patient.request(shop.Wait(seconds=0))
+        eventually(lambda: any(event["type"] == "task-progress" for event in events))
+        handle.cancel()
+        eventually(lambda: any(event["type"] == "task-revoked" for event in events))
+        receiver.should_stop = True
+        listening.join(10)
+    said = repr(events)
+    assert "hunter2" not in said
+    assert "Login(password=SecretStr('**********'))" in said
+    kinds = {event["type"] for event in events}
+    assert kinds >= {"task-sent", "task-received", "task-started", "task-retried", "task-failed"}
+    [progress, *_] = [event for event in events if event["type"] == "task-progress"]
+    assert progress["result"].endswith("% waiting")

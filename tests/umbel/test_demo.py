@@ -16,6 +16,9 @@ from support.process import LocalProcess, eventually
 
 from umbel.jobs.media.ffmpeg import find_ffmpeg
 
+# Two demos that start at once could choose the same ports.
+pytestmark = pytest.mark.xdist_group("demo")
+
 CHROMIUM = [
     *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
     *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
