@@ -6,6 +6,7 @@ instance by a worker that dies before it acknowledges, they are still one.
 
 from __future__ import annotations
 
+import reprlib
 import traceback as tracebacks
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import to_jsonable_python
+from pydantic_core import from_json, to_json
 
 from umbel.config.errors import UnknownJob
 from umbel.config.store import Store
@@ -41,9 +42,26 @@ class Reason(StrEnum):
     TOO_NEW = "too-new"
 
 
-def _json_types(value: Any) -> Any:
-    """Headers of AMQP may hold times and bytes."""
-    return to_jsonable_python(value, fallback=repr, bytes_mode="base64")
+def _text(value: Any) -> Any:
+    """Text that UTF-8 can hold: a stranger's JSON may have half of a surrogate pair."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value
+
+
+def _json_types(value: dict[str, Any]) -> dict[str, Any]:
+    """Headers of AMQP may hold times and bytes, those of a stranger anything at all."""
+    return {_text(name): _readable(part) for name, part in value.items()}
+
+
+def _readable(value: Any) -> Any:
+    try:
+        return from_json(to_json(value, fallback=repr, bytes_mode="base64"))
+    except (ValueError, RecursionError):  # no Unicode, or deeper than a parser goes
+        return _text(reprlib.repr(value))
+
+
+_Text = Annotated[str, BeforeValidator(_text)]
 
 
 class DeadLetter(BaseModel):
@@ -71,20 +89,20 @@ class DeadLetter(BaseModel):
 
     model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
-    id: str
+    id: _Text
     kind: Kind
     reason: Reason
-    error: str
-    traceback: str = ""
-    queue: str = ""
-    job: str = ""
-    job_id: str = ""
+    error: _Text
+    traceback: _Text = ""
+    queue: _Text = ""
+    job: _Text = ""
+    job_id: _Text = ""
     attempts: int = 0
-    produced_at: str | None = None
+    produced_at: _Text | None = None
     died_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
-    shown: str = ""
-    content_type: str = ""
-    content_encoding: str = ""
+    shown: _Text = ""
+    content_type: _Text = ""
+    content_encoding: _Text = ""
     headers: Annotated[dict[str, Any], BeforeValidator(_json_types)] = {}
     properties: Annotated[dict[str, Any], BeforeValidator(_json_types)] = {}
     body: bytes = b""

@@ -205,6 +205,8 @@ def outcome_of(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]
         message = contract.received(only(contract, args, kwargs))
     except ContractError as error:
         return Quarantined(error)
+    except Exception as error:  # a validator of the contract's own, text that is no Unicode
+        return Quarantined(ContractError(contract.contract_name, [describe(error)]))
     try:
         state, wanted = delivery.begin()
     except _AWAY as error:

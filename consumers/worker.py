@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Annotated, Any
 
 from celery.apps import worker as celery_worker
 from celery.worker import consumer
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from umbel.config.errors import UnknownQueue
 from umbel.consumers.deadletters import DeadLetter, Kind, Reason, describe
@@ -20,29 +22,6 @@ from umbel.routing.valkey import RAW_HEADER
 logger = logging.getLogger("umbel.worker")
 
 Handler = Callable[[Any], Any]
-
-
-class _TaskHeaders(BaseModel):
-    """What Celery's worker relies on in a protocol-2 message, and does not check itself."""
-
-    model_config = ConfigDict(extra="allow", strict=False)
-
-    id: str = Field(min_length=1)
-    task: str = Field(min_length=1)
-    retries: int | None = Field(default=0, ge=0)
-    eta: datetime | None = None
-    expires: datetime | None = None
-    timelimit: tuple[float | None, float | None] | None = None
-    root_id: str | None = None
-    parent_id: str | None = None
-    shadow: str | None = None
-    argsrepr: str | None = None
-    kwargsrepr: str | None = None
-    stamped_headers: list[str] | None = None
-    stamps: dict[str, Any] | None = None
-    replaced_task_nesting: int | None = 0
-    group: str | None = None
-    ignore_result: bool | None = None
 
 
 class _Signature(BaseModel):  # type: ignore[no-redef]  # the plug-in's __init__ has **kwargs
@@ -65,6 +44,43 @@ class _Embedded(BaseModel):
     errbacks: list[_Signature] | None = None
     chain: list[_Signature] | None = None
     chord: _Signature | None = None
+
+
+def _on_the_clock(time: datetime) -> datetime:
+    """Celery drops a message whose time is beyond its calendar in some zone."""
+    try:
+        time.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"{time} is no time in UTC") from error
+    return time
+
+
+_Time = Annotated[datetime, AfterValidator(_on_the_clock)]
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _TaskHeaders(_Embedded):
+    """What Celery's worker relies on in a protocol-2 message, and does not check itself.
+
+    It takes what belongs into the body from here too, where the body has none.
+    """
+
+    id: str = Field(min_length=1)
+    task: str = Field(min_length=1)
+    retries: int | None = Field(default=0, ge=0)
+    eta: _Time | None = None
+    expires: _Time | None = None
+    timelimit: tuple[_Seconds | None, _Seconds | None] | None = None
+    root_id: str | None = None
+    parent_id: str | None = None
+    shadow: str | None = None
+    argsrepr: str | None = None
+    kwargsrepr: str | None = None
+    stamped_headers: list[str] | None = None
+    stamps: dict[str, Any] | None = None
+    replaced_task_nesting: int | None = 0
+    group: str | None = None
+    ignore_result: bool | None = None
 
 
 _BODY: TypeAdapter[Any] = TypeAdapter(tuple[list[Any], dict[str, Any], _Embedded | None])
@@ -108,6 +124,8 @@ class Consumer(consumer.Consumer):
         try:
             _TaskHeaders.model_validate(headers)
             _BODY.validate_python(message.payload)
+            # Too deep to be pickled for a child: found there, it would cost the pool a place.
+            to_jsonable_python([headers, message.payload], fallback=repr, bytes_mode="base64")
         except ValidationError as error:
             raise Misfit(Reason.MALFORMED, _first_problems(error)) from error
         except Exception as error:
@@ -123,7 +141,7 @@ class Consumer(consumer.Consumer):
         """Keep the message with its raw bytes, then acknowledge it."""
         headers = message.headers if isinstance(message.headers, dict) else {}
         letter = DeadLetter(
-            id=_text(headers.get("id")) or str(message.delivery_tag),
+            id=_letter_id(message, _text(headers.get("id"))),
             kind=Kind.QUARANTINE,
             reason=reason,
             error=error,
@@ -209,4 +227,15 @@ def _text(value: Any) -> str:
 def _bytes(body: Any) -> bytes:
     if isinstance(body, bytes | memoryview):
         return bytes(body)
-    return str(body if body is not None else "").encode("utf-8", "surrogateescape")
+    return str(body if body is not None else "").encode("utf-8", "backslashreplace")
+
+
+def _letter_id(message: Any, job_id: str) -> str:
+    """The same when the message is delivered again, another one for every other message.
+
+    A stranger's job id may come twice. Kombu's tag stays with a message on Valkey; RabbitMQ's
+    counts the deliveries of a channel and says nothing.
+    """
+    tag = message.delivery_tag if isinstance(message.delivery_tag, str) else ""
+    digest = sha256(_bytes(tag) + _bytes(message.body)).hexdigest()[:16]
+    return f"{job_id[:100]}.{digest}" if job_id else digest

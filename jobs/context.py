@@ -38,7 +38,8 @@ class JobContext:
         self.attempt = attempt
         self.correlation_id = correlation_id
         self._report = report
-        self._reported_at = float("-inf")
+        # Apart, or a job that often looks for the end would never tell how far it is.
+        self._told_at = self._asked_at = float("-inf")
         self._cancelled = False
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
@@ -49,13 +50,14 @@ class JobContext:
             total: units in all, more than 0, if known; reaching it is always passed on.
             note: what the job is at, for people.
         """
-        if done == total or self._is_due():
+        if done == total or monotonic() - self._told_at >= _EVERY_S:
+            self._told_at = monotonic()
             self._exchange(Progress(done=done, total=total, note=note))
 
     @property
     def cancelled(self) -> bool:
         """Whether somebody asked for the end: clean up and raise `JobCancelled`."""
-        if not self._cancelled and self._is_due():
+        if not self._cancelled and monotonic() - self._asked_at >= _EVERY_S:
             self._exchange(None)
         return self._cancelled
 
@@ -64,11 +66,8 @@ class JobContext:
         if self.cancelled:
             raise JobCancelled(job_id=self.job_id)
 
-    def _is_due(self) -> bool:
-        return self._report is not None and monotonic() - self._reported_at >= _EVERY_S
-
     def _exchange(self, news: Progress | None) -> None:
-        self._reported_at = monotonic()
+        self._asked_at = monotonic()
         if self._report is not None:
             self._cancelled = self._report(news)
 

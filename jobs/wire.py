@@ -104,8 +104,8 @@ class Envelope:
             causation_id=_typed(headers.get(CAUSATION_ID), str),
             produced_at=_typed(headers.get(PRODUCED_AT), str),
             tracked=_typed(headers.get(TRACKED), bool),
-            deliveries=_typed(headers.get(DELIVERIES), int) or 0,
-            returns=_typed(headers.get(RETURNS), int) or 0,
+            deliveries=max(0, _typed(headers.get(DELIVERIES), int) or 0),
+            returns=max(0, _typed(headers.get(RETURNS), int) or 0),
         )
 
     def headers(self) -> dict[str, Any]:
