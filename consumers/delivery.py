@@ -1,8 +1,9 @@
 """One delivery, from a message's payload to its outcome, in the process that runs the job.
 
 Read `deliver` from the top: resolve what came, run it, decide what follows, settle. Every delivery
-ends in one `Outcome`, and `settle` is the one exit. What ends a delivery from outside this process
-(a crash, a time limit) is in `umbel.consumers.request`, and takes the same exits.
+ends in one outcome (`umbel.consumers.outcomes`), and `settle` is the one exit. What ends a delivery
+from outside this process (a crash, a time limit) is in `umbel.consumers.request`, and takes the
+same exits.
 """
 
 from __future__ import annotations
@@ -32,11 +33,22 @@ from umbel.consumers.deadletters import (
     traceback_of,
 )
 from umbel.consumers.loop import ProcessLoop
+from umbel.consumers.outcomes import (
+    Cancelled,
+    Dead,
+    Done,
+    Dropped,
+    Outcome,
+    Passed,
+    Quarantined,
+    Retried,
+    Returned,
+)
 from umbel.jobs.context import JobContext, current
 from umbel.jobs.contracts import Message
 from umbel.jobs.job import Job, JobApp
 from umbel.jobs.records import JobState, Progress
-from umbel.jobs.wire import Checked, Envelope, Sealed, is_tracked
+from umbel.jobs.wire import Checked, Envelope, is_tracked
 
 RETURN_AFTER_S = 5.0
 """Pause before a message that this worker is too old for, or that found no store, comes back."""
@@ -46,70 +58,6 @@ MAX_RETURNS = 120
 _AWAY = (OperationalError, StoreConnectionError, StoreTimeoutError)
 
 _loop = ProcessLoop()
-
-
-# --- outcomes: exactly one for each delivery
-
-
-@dataclass(frozen=True)
-class Done:
-    """The job returned; the message is done with."""
-
-    result: Sealed
-
-
-@dataclass(frozen=True)
-class Retried:
-    """The job failed and is to run again."""
-
-    error: Exception
-    delay_s: float
-
-
-@dataclass(frozen=True)
-class Dead:
-    """The job failed for good: dead letters."""
-
-    error: Exception
-    reason: Reason = Reason.FAILED
-
-
-@dataclass(frozen=True)
-class Quarantined:
-    """The message cannot be read: it is kept and never run."""
-
-    error: ContractError
-    reason: Reason = Reason.CONTRACT
-
-
-@dataclass(frozen=True)
-class Returned:
-    """Not for this worker now: back to the queue, after a pause."""
-
-    why: str
-    counted: bool
-
-
-@dataclass(frozen=True)
-class Cancelled:
-    """Somebody asked for the end, and the job noticed or had not begun."""
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A copy of a job that has ended: nothing to do."""
-
-    state: JobState
-
-
-@dataclass(frozen=True)
-class Passed:
-    """The job raised one of Celery's own signals: Celery knows what to do."""
-
-    signal: Ignore | Reject | CeleryRetry
-
-
-Outcome = Done | Retried | Dead | Quarantined | Returned | Cancelled | Dropped | Passed
 
 
 class WorkerApp(JobApp, Protocol):
@@ -180,9 +128,6 @@ class Delivery:
             return wanted or monotonic() >= ends_at
 
         return report
-
-
-# --- the way of a delivery
 
 
 def deliver(job: Job[Any, Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -257,9 +202,6 @@ def too_new(envelope: Envelope, contract: type[Message]) -> Outcome:
     if envelope.returns < MAX_RETURNS:
         return Returned(why, counted=True)
     return Quarantined(ContractError(contract.contract_name, [why]), Reason.TOO_NEW)
-
-
-# --- the one exit
 
 
 def settle(delivery: Delivery, outcome: Outcome) -> Any:

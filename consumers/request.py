@@ -17,7 +17,8 @@ from celery.exceptions import TimeLimitExceeded
 from celery.worker import request, state
 
 from umbel.consumers.deadletters import Kind, Reason, describe
-from umbel.consumers.delivery import Dead, Delivery, Retried, again, bury, failure
+from umbel.consumers.delivery import Delivery, again, bury, failure
+from umbel.consumers.outcomes import Dead, Retried
 from umbel.jobs.job import Job
 from umbel.jobs.records import JobState
 
@@ -32,12 +33,14 @@ class Request(request.Request):
         if soft or state.should_terminate:
             super().on_timeout(soft, timeout)
         elif not self._over_time_settled:
-            self._over_time(partial(super().on_timeout, soft, timeout))
+            self._over_time(timeout, partial(super().on_timeout, soft, timeout))
 
-    def _over_time(self, finish: Callable[[], None]) -> None:
+    def _over_time(self, limit_s: float, finish: Callable[[], None]) -> None:
         """Decide by the job's policy; `finish` is what Celery does for a failure."""
         self._over_time_settled = True
-        error = TimeoutError(f"ran longer than timeout_s={self._job.timeout_s:g} and was killed")
+        # The limit is the job's, or one that the sender or Celery's settings gave.
+        limit_s = self._job.timeout_s or limit_s
+        error = TimeoutError(f"ran longer than timeout_s={limit_s:g} and was killed")
         match failure(self._delivery, error):
             case Retried(delay_s=delay_s):
                 envelope = replace(self._delivery.envelope, deliveries=0)
@@ -57,7 +60,7 @@ class Request(request.Request):
         fail = partial(super().on_failure, exc_info, send_failed_event, return_ok)
         if isinstance(error, TimeLimitExceeded) and not state.should_terminate:
             if not self._over_time_settled:
-                self._over_time(fail)
+                self._over_time(error.args[0], fail)
             return
         stopped_by_us = self._already_cancelled or self._already_revoked
         if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt) and not (

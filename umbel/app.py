@@ -19,12 +19,12 @@ from umbel.config.settings import Settings
 from umbel.config.store import Store, required, server_url, store_url
 from umbel.consumers.deadletters import DeadLetters
 from umbel.consumers.delivery import deliver
+from umbel.jobs.backend import recording
 from umbel.jobs.blobs import BlobStore
 from umbel.jobs.context import JobContext
 from umbel.jobs.contracts import Message
 from umbel.jobs.handle import JobHandle
 from umbel.jobs.job import Job, declare
-from umbel.jobs.outcomes import recording
 from umbel.jobs.records import Records
 from umbel.jobs.retry import Retry
 from umbel.producers.sender import Sender
@@ -79,8 +79,6 @@ class Umbel(Celery):
         self.work_queues: dict[str, WorkQueue] = {}
         super().__init__(name, **options)
         self.add_defaults(self._defaults)
-
-    # --- declaring
 
     @overload
     def job(
@@ -193,8 +191,6 @@ class Umbel(Celery):
         else:
             self._pending.append(PromiseProxy(register))
 
-    # --- finding again
-
     def handle(self, job_id: str) -> JobHandle[Any]:
         """The handle of a tracked job, in any process of the app.
 
@@ -203,8 +199,6 @@ class Umbel(Celery):
         """
         job = self.jobs.get(self.records.read(job_id).name)
         return job.handle(job_id) if job else JobHandle(job_id, self.records, lambda data: data)
-
-    # --- its parts, each made when it is first needed
 
     @cached_property
     def settings(self) -> Settings:
@@ -266,8 +260,6 @@ class Umbel(Celery):
     ) -> Any:
         """One delivery: what a job's `run` does."""
         return deliver(job, args, kwargs)
-
-    # --- Celery's seams
 
     @cached_property
     def Worker(self) -> Any:  # noqa: N802  Celery's name

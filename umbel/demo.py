@@ -65,9 +65,6 @@ class DemoFailed(Exception):
     """Something did not come out as it must."""
 
 
-# --- the service's processes
-
-
 @contextmanager
 def service() -> Iterator[tuple[str, str]]:
     """Everything that runs, for as long as the block: gives the web's and Flower's addresses."""
@@ -173,9 +170,6 @@ def shown(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-# --- the client: nothing but HTTP
-
-
 class Client:
     """Sends one file after another through the web service.
 
@@ -276,9 +270,6 @@ def checked(response: httpx.Response) -> httpx.Response:
             f"{problem.get('detail') or problem.get('title') or ''}"
         )
     return response
-
-
-# --- the program
 
 
 async def send(web: str, files: list[Path]) -> tuple[list[Output], list[str]]:

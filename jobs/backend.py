@@ -7,11 +7,15 @@ to write what must not be written before.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
-from umbel.config.errors import StoreRequired
+from umbel.config.errors import StoreRequired, UmbelError
 from umbel.jobs.records import JobState, Records
 from umbel.jobs.wire import Envelope, Sealed, is_tracked
+
+
+logger = logging.getLogger("umbel.worker")
 
 
 def recording(backend_class: type[Any]) -> type[Any]:
@@ -56,6 +60,17 @@ class _Recording(_Backend):
         if records := self._records_of(request):
             state = JobState.EXPIRED if reason == "expired" else JobState.CANCELLED
             records.ended(task_id, state, reason)
+
+    def _call_task_errbacks(self, request: Any, exc: Any, traceback: Any) -> None:
+        """One that cannot be sent must not undo its job's end: on threads that costs a place."""
+        try:
+            super()._call_task_errbacks(request, exc, traceback)
+        except (UmbelError, TypeError, ValueError, LookupError, AttributeError):
+            logger.exception(
+                "an errback of job %s could not be sent",
+                request.id,
+                extra={"action": "errback_dropped", "job_id": request.id},
+            )
 
     def _records_of(self, request: Any) -> Records | None:
         """The records, if this is a tracked job of ours."""
