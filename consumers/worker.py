@@ -13,7 +13,7 @@ from celery.worker import consumer
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
-from umbel.config.errors import UnknownQueue
+from umbel.config.errors import StoreRequired, UnknownQueue
 from umbel.consumers.deadletters import DeadLetter, Kind, Reason, describe
 from umbel.jobs.records import JobState
 from umbel.jobs.wire import Envelope
@@ -191,10 +191,14 @@ class Worker(celery_worker.Worker):
     """Celery's worker program."""
 
     def setup_queues(self, include: Any, exclude: Any = None) -> None:
-        """An unknown queue ends the program with the names that there are, not a traceback."""
+        """What is missing ends the program here, with what to do and not with a traceback.
+
+        A queue that this app does not have, or a place for the dead letters.
+        """
         try:
+            _ = self.app.dead_letters
             super().setup_queues(include, exclude)
-        except UnknownQueue as error:
+        except (UnknownQueue, StoreRequired) as error:
             raise SystemExit(f"celery worker: {error}") from error
 
     def on_consumer_ready(self, consumer: Any) -> None:

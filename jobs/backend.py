@@ -14,7 +14,6 @@ from umbel.config.errors import StoreRequired, UmbelError
 from umbel.jobs.records import JobState, Records
 from umbel.jobs.wire import Envelope, Sealed, is_tracked
 
-
 logger = logging.getLogger("umbel.worker")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Coroutine
@@ -10,6 +12,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 from celery import Celery
 from celery.app import backends
+from celery.app.defaults import DEFAULTS
 from celery.local import PromiseProxy
 from kombu.utils.url import maybe_sanitize_url
 
@@ -74,6 +77,7 @@ class Umbel(Celery):
             key: options.pop(key) for key in list(options) if key in Settings.model_fields
         }
         self._given.setdefault("broker_url", broker)
+        _refuse_unknown(options)
         self.jobs: dict[str, Job[Any, Any, Any]] = {}
         self.contracts: dict[str, type[Message]] = {}
         self.work_queues: dict[str, WorkQueue] = {}
@@ -288,3 +292,13 @@ class Umbel(Celery):
         effective = os.environ.get("CELERY_BROKER_URL") or self.settings.broker_url
         store = store_url(self.settings, effective)
         return celery_defaults(self.settings, self.prefix, server_url(effective), store)
+
+
+def _refuse_unknown(options: dict[str, Any]) -> None:
+    """Celery takes any name, so that a typing error would be a setting that nobody reads."""
+    known = {*DEFAULTS, *inspect.signature(Celery.__init__).parameters}
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*Settings.model_fields, *known], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise SettingsError(f"{name}: there is no such setting, here or of Celery's{hint}")

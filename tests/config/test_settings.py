@@ -37,6 +37,14 @@ def test_a_wrong_value_says_which_where_from_and_what_is_allowed(monkeypatch):
     assert "colour: there is no such setting; there are: blob_url, broker_url" in text
 
 
+def test_a_mistyped_name_is_refused():
+    """Celery would take it, and nobody would ever read it."""
+    with pytest.raises(SettingsError, match="did you mean 'publish_timeout_s'"):
+        Umbel("shop", publish_timeot_s=3)
+    with pytest.raises(SettingsError, match="did you mean 'worker_prefetch_multiplier'"):
+        Umbel("shop", worker_prefetch_multplier=3)
+
+
 def test_the_embedded_server_can_be_forbidden(monkeypatch):
     """A deployment that forgot its broker must not run on one that is for one machine."""
     monkeypatch.setenv("UMBEL_REQUIRE_BROKER", "1")

@@ -81,3 +81,12 @@ def test_an_unknown_queue_ends_the_worker_with_the_known_ones(shop):
     last = done.stderr.decode().strip().splitlines()[-1]
     assert last == "celery worker: no queue 'nope' in this app; there are: fragile, shop"
     assert b"Traceback" not in done.stderr
+
+
+def test_a_worker_without_a_place_for_dead_letters_does_not_start(shop, monkeypatch):
+    """On RabbitMQ the store has to be named; the error says how."""
+    monkeypatch.setenv("UMBEL_BROKER_URL", "amqp://localhost:1//")
+    done = celery(shop, "worker")
+    assert done.returncode == 1
+    assert b"keeping dead letters needs a state store" in done.stderr
+    assert b"set UMBEL_STORE_URL" in done.stderr
