@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Annotated, Any
 
+from celery.app.task import Context
 from celery.apps import worker as celery_worker
 from celery.worker import consumer
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -22,6 +23,13 @@ from umbel.routing.valkey import RAW_HEADER
 logger = logging.getLogger("umbel.worker")
 
 Handler = Callable[[Any], Any]
+
+# Celery makes each header an attribute of the request: these would hide its methods.
+_RESERVED = frozenset(
+    name
+    for name, value in vars(Context).items()
+    if name.startswith("_") or callable(value) or isinstance(value, property)
+)
 
 
 class _Signature(BaseModel):  # type: ignore[no-redef]  # the plug-in's __init__ has **kwargs
@@ -121,6 +129,8 @@ class Consumer(consumer.Consumer):
         headers = message.headers
         if not isinstance(headers, dict) or headers.get(RAW_HEADER) or "task" not in headers:
             raise Misfit(Reason.MALFORMED, "no Celery message: there is no task header")
+        if reserved := _RESERVED & headers.keys():
+            raise Misfit(Reason.MALFORMED, f"headers that Celery keeps to itself: {reserved}")
         try:
             _TaskHeaders.model_validate(headers)
             _BODY.validate_python(message.payload)

@@ -28,7 +28,7 @@ import httpx
 from httpx_sse import aconnect_sse
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from umbel.config.settings import project_directory
@@ -275,10 +275,10 @@ def checked(response: httpx.Response) -> httpx.Response:
 async def send(web: str, files: list[Path]) -> tuple[list[Output], list[str]]:
     """All files at once. Returns what came back and what went wrong."""
     columns = (
-        TextColumn("  {task.description:38}"),
-        BarColumn(bar_width=24),
+        TextColumn("  {task.description:33}"),
+        BarColumn(bar_width=12),
         TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
+        TextColumn("{task.elapsed:>4.1f} s"),
         TextColumn("{task.fields[state]}"),
     )
     with Progress(*columns, console=console) as bars:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from types import ModuleType
 
@@ -17,7 +19,7 @@ from umbel.consumers.deadletters import Kind, Reason
 APP = """
 import asyncio, json, os, signal, sys, threading, time
 from pathlib import Path
-from pydantic import SecretStr
+from pydantic import SecretStr, field_validator
 from umbel import JobContext, Message, Retry, Umbel
 
 app = Umbel("shop")
@@ -90,6 +92,32 @@ async def async_wait(message: Wait) -> int:
     await asyncio.sleep(message.seconds)
     return id(asyncio.get_running_loop())
 
+@app.job(name="shop.sleep")
+def sleep(message: Wait) -> None:
+    mark("sleeping")
+    time.sleep(message.seconds)
+
+@app.job(name="shop.blocks-once", queue="rare")
+def blocks_once(message: Wait) -> str:
+    mark("blocks")
+    if len(MARKS.read_text().splitlines()) == 1:
+        time.sleep(message.seconds)
+    return "done"
+
+class Odd(Message, name="shop.odd", version=1):
+    x: int
+
+    @field_validator("x")
+    @classmethod
+    def _fails(cls, x: int) -> int:
+        if os.environ.get("IN_WORKER"):
+            raise LookupError(f"no {x} here")
+        return x
+
+@app.job
+def odd(message: Odd) -> None:
+    mark("odd")
+
 @app.job(name="shop.wrong-result")
 def wrong_result(message: Wait) -> int:
     return "not a number"
@@ -117,9 +145,13 @@ def plain(x):
 class Relay(Message, name="shop.relay", version=1):
     a: int
 
+@app.job(name="shop.elsewhere", queue="elsewhere")
+def elsewhere(message: Add) -> None:
+    pass
+
 @app.job
 def relay(message: Relay, context: JobContext) -> str:
-    return add.request(Add(a=message.a, b=1), correlation_id=None).id
+    return elsewhere.request(Add(a=message.a, b=1)).id
 """
 
 POOLS = ("prefork", "threads", "solo")
@@ -281,9 +313,10 @@ def test_a_result_of_the_wrong_type_is_a_failure(shop, start_worker):
         shop.wrong_result.request(shop.Wait(seconds=0)).result(10)
 
 
-def test_a_memory_error_does_not_end_the_worker(shop, start_worker):
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_memory_error_does_not_end_the_worker(shop, start_worker, pool):
     """Celery's main process re-raises one that a child reports; ours does not get there."""
-    worker = start_worker(shop)
+    worker = start_worker(shop, pool=pool)
     with pytest.raises(JobFailed, match="MemoryError: too much"):
         shop.greedy.request(shop.Wait(seconds=0)).result(10)
     assert shop.add.request(shop.Add(a=1, b=2)).result(10).total == 3
@@ -304,6 +337,16 @@ def test_secrets_travel_and_are_never_shown(shop, start_worker, valkey):
     assert b"hunter2" in letter.body
     assert "hunter2" not in worker.logs()
     assert "**********" in worker.logs()
+    for arguments in ("list", "list --json", f"show {handle.id}"):
+        listing = run_celery(shop, "deadletters", *arguments.split())
+        assert "refused" in listing
+        assert "hunter2" not in listing
+
+
+def run_celery(shop: ModuleType, *arguments: str) -> str:
+    """What the command prints."""
+    command = [sys.executable, "-m", "celery", "-A", shop.__name__, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_plain_tasks_and_chains_live_beside_jobs(shop, start_worker):
@@ -317,36 +360,53 @@ def test_plain_tasks_and_chains_live_beside_jobs(shop, start_worker):
 
 def test_what_a_job_sends_was_caused_by_it(shop, start_worker, valkey):
     """Correlation is inherited, causation is the sender's id."""
-    worker = start_worker(shop)
-    handle = shop.relay.request(shop.Relay(a=1), correlation_id="order-7")
-    child = handle.result(10)
-    assert shop.app.handle(child).result(10).total == 2
-    worker.kill()
-    shop.relay.send(shop.Relay(a=1))
-    shop.relay.request(shop.Relay(a=1), correlation_id="order-8")
-    headers = [json.loads(one)["headers"] for one in valkey.client().lrange("shop", 0, -1)]
-    assert headers[0]["umbel-correlation-id"] == "order-8"
-    assert headers[1]["umbel-correlation-id"] == headers[1]["id"]
-    assert "umbel-causation-id" not in headers[0]
+    start_worker(shop, queues=["shop"])  # so that what it sends stays in its queue
+    named = shop.relay.request(shop.Relay(a=1), correlation_id="order-7")
+    nameless = shop.relay.request(shop.Relay(a=1))
+    children = [named.result(10), nameless.result(10)]
+    shop.elsewhere.send(shop.Add(a=1, b=1))
+    first, second, outside = [
+        json.loads(one)["headers"] for one in valkey.client().lrange("elsewhere", 0, -1)[::-1]
+    ]
+    assert [first["id"], second["id"]] == children
+    assert first["umbel-correlation-id"] == "order-7"
+    assert first["umbel-causation-id"] == named.id
+    assert second["umbel-correlation-id"] == second["umbel-causation-id"] == nameless.id
+    assert outside["umbel-correlation-id"] == outside["id"]
+    assert "umbel-causation-id" not in outside
 
 
-def test_a_newer_version_waits_for_a_newer_worker(shop, start_worker, valkey):
-    """What only a newer worker knows goes back, counted, and is quarantined in the end."""
+def test_a_newer_version_waits_for_a_newer_worker(shop, write_app, start_worker, valkey):
+    """What only a newer worker knows goes back, counted; one runs it, else it is quarantined."""
+
+    def shop_of_version(version: int) -> ModuleType:
+        return write_app(APP.replace('"shop.add", version=1', f'"shop.add", version={version}'))
+
     shop.add.send(shop.Add(a=1, b=2))
     client = valkey.client()
     message = json.loads(client.rpop("shop"))
     message["headers"]["umbel-version"] = 2
     message["headers"]["umbel-returns"] = 120
     client.lpush("shop", json.dumps(message))
-    start_worker(shop)
+    old = start_worker(shop)
     eventually(lambda: shop.app.dead_letters.count() == 1)
     [letter] = shop.app.dead_letters.newest(10)
     assert (letter.kind, letter.reason) == (Kind.QUARANTINE, Reason.TOO_NEW)
     message["headers"]["umbel-returns"] = 0
     client.lpush("shop", json.dumps(message))
-    eventually(lambda: client.hlen("unacked") == 1)  # waits for its time in this release
+
+    def returned() -> bool:  # it waits for its time, in this release in the worker's memory
+        waiting = [json.loads(one)[0]["headers"] for one in client.hvals("unacked")]
+        return [one.get("umbel-returns") for one in waiting] == [1]
+
+    eventually(returned)
     assert shop.app.dead_letters.count() == 1
     assert not shop.MARKS.exists()
+    old.stop()
+    newer = shop_of_version(2)
+    start_worker(newer)
+    eventually(newer.MARKS.exists, 20, expected="a run in the newer worker")
+    assert newer.MARKS.read_text() == "add 1\n"
 
 
 def test_a_copy_of_a_job_that_has_ended_is_dropped(shop, start_worker):
@@ -362,14 +422,47 @@ def test_a_copy_of_a_job_that_has_ended_is_dropped(shop, start_worker):
 def test_a_child_killed_from_outside_loses_nothing(shop, start_worker):
     """The same for a signal that no job asked for."""
     worker = start_worker(shop)
-    handle = shop.patient.request(shop.Wait(seconds=0))
-    eventually(lambda: handle.progress() is not None)
+    handle = shop.blocks_once.request(shop.Wait(seconds=60))
+    eventually(shop.MARKS.exists)
     [child] = worker.children()
     os.kill(child.pid, signal.SIGKILL)
-    eventually(lambda: handle.state() is JobState.RETRYING or handle.record().attempt, 20)
-    handle.cancel()
-    with pytest.raises(JobCancelled):
-        handle.result(30)
+    assert handle.result(30) == "done"
+    assert shop.MARKS.read_text().splitlines() == ["blocks"] * 2
+    assert handle.record().attempt == 1  # a run without an outcome is not an attempt of the job's
+
+
+def test_a_time_limit_may_come_from_the_sender(shop, start_worker):
+    """Celery's `time_limit`, on a job without `timeout_s`: a failure, and the place is free."""
+    start_worker(shop)
+    sent = shop.sleep.apply_async(({"seconds": 60},), time_limit=1)
+    with pytest.raises(JobFailed, match="ran longer than timeout_s=1 and was killed"):
+        shop.app.handle(sent.id).result(20)
+    [letter] = shop.app.dead_letters.newest(10)
+    assert letter.reason is Reason.TIMED_OUT
+    assert shop.add.request(shop.Add(a=1, b=2)).result(20).total == 3
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_validator_that_fails_is_a_broken_contract(shop, start_worker, pool):
+    """Whatever it raises: the message is quarantined, the job is not run."""
+    start_worker(shop, pool=pool, env={"IN_WORKER": "1"})
+    with pytest.raises(JobFailed, match="LookupError: 'no 7 here'"):
+        shop.odd.request(shop.Odd(x=7)).result(10)
+    [letter] = shop.app.dead_letters.newest(10)
+    assert (letter.kind, letter.reason) == (Kind.QUARANTINE, Reason.CONTRACT)
+    assert not shop.MARKS.exists()
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_an_errback_that_cannot_be_sent_leaves_the_worker_whole(shop, start_worker, pool):
+    """The job's end stays, with one dead letter, and its place in the pool is free again."""
+    worker = start_worker(shop, pool=pool)
+    sent = shop.fail.apply_async(({"text": "x"},), link_error=shop.add.s({"a": 1}))
+    with pytest.raises(JobFailed, match="ValueError: x"):
+        shop.app.handle(sent.id).result(10)
+    assert shop.add.request(shop.Add(a=1, b=2)).result(10).total == 3
+    assert [letter.job for letter in shop.app.dead_letters.newest(10)] == ["shop.fail"]
+    assert worker.running
 
 
 def test_flower_sees_progress_and_stars(shop, start_worker):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from itertools import count
@@ -70,6 +72,14 @@ def a_job(**headers: Any) -> dict[str, Any]:
     return {"task": "shop.add", "id": ...} | headers
 
 
+def nested(depth: int) -> bytes:
+    """JSON of that depth; Python's own encoder does not get far."""
+    return b"[" * depth + b"]" * depth
+
+
+DEEP = "deep"
+
+
 def hostile() -> Iterator[tuple[str, bytes]]:
     """Each case by name; none of them can be run."""
     yield "bytes", b"\xff\xfe\x00"
@@ -106,6 +116,32 @@ def hostile() -> Iterator[tuple[str, bytes]]:
     yield "no argument", envelope(a_job(), b"[[], {}, null]")
     yield "two arguments", envelope(a_job(), b'[[{"a": 1, "b": 2}, 3], {}, null]')
     yield "keywords", envelope(a_job(), b'[[], {"a": 1, "b": 2}, null]')
+    yield (
+        "half a surrogate pair in the message",
+        envelope(a_job(), b'[[{"a": "\\ud800"}], {}, null]'),
+    )
+    for name in ("task", "umbel-produced-at", "x"):
+        yield (
+            f"half a surrogate pair in {name}",
+            envelope(a_job(task="shop.nope") | {name: "\ud800"}),
+        )
+    yield "half a surrogate pair in the id", envelope(a_job(id="\ud800", task="shop.nope"))
+    yield "half a surrogate pair as type", envelope(a_job(), content_type="\ud800")
+    yield "a deep message", envelope(a_job(), b'[[{"a": %b}], {}, null]' % nested(900))
+    yield "a deep header", envelope(a_job(x=DEEP)).replace(b'"deep"', nested(900))
+    yield "a deep header, unknown job", envelope(a_job(x=json.loads(nested(400)), task="shop.nope"))
+    yield "an eta beyond the calendar", envelope(a_job(eta="9999-12-31T23:59:59-12:00"))
+    yield "an expiry before the calendar", envelope(a_job(expires="0001-01-01T00:00:00+12:00"))
+    yield "a negative time limit", envelope(a_job(timelimit=[-1, None]))
+    yield "a time limit that is no number", envelope(a_job(timelimit=[float("nan"), None]))
+    yield "the body's parts as headers", envelope(a_job(callbacks=5, errbacks=5, chain=5, chord=5))
+    yield "a header that hides a method", envelope(a_job(get=5))
+    yield "a header that hides an attribute", envelope(a_job(_children=5))
+    for text in (b"one", b"another"):
+        yield (
+            f"an id that comes twice: {text!r}",
+            envelope(a_job(id="same", task="shop.nope"), text),
+        )
 
 
 CASES = dict(hostile())
@@ -129,8 +165,17 @@ def test_every_hostile_message_is_quarantined_with_its_bytes(shop, start_worker,
     }
     bodies = {letter.body for letter in letters}
     assert {b"\xff\xfe\x00", b"<add a='1'/>", b'{"source": "x"}', pickle.dumps(1)} <= bodies
+    assert {b"one", b"another"} <= bodies  # of two messages with one id
+    shown = run_celery(shop, "deadletters", "list", "--limit", "1000", "--json").splitlines()
+    assert len(shown) == len(CASES)
     assert (worker.running, worker.pid, shop.DONE.read_text()) == (True, pid, "x")
     assert_nothing_waits(client)
+
+
+def run_celery(shop: ModuleType, *arguments: str) -> str:
+    """What the command prints."""
+    command = [sys.executable, "-m", "celery", "-A", shop.__name__, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_a_compressed_message_is_read(shop, start_worker, valkey):
@@ -142,10 +187,13 @@ def test_a_compressed_message_is_read(shop, start_worker, valkey):
     assert shop.app.dead_letters.count() == 0
 
 
+# With halves of surrogate pairs, which JSON can spell and UTF-8 cannot.
+texts = st.text(st.characters(), max_size=20)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
     lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4)
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(), max_size=10), inner, max_size=4)
     ),
     max_leaves=8,
 )
