@@ -28,7 +28,7 @@ import httpx
 from httpx_sse import aconnect_sse
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from umbel.config.settings import project_directory
@@ -278,7 +278,7 @@ async def send(web: str, files: list[Path]) -> tuple[list[Output], list[str]]:
         TextColumn("  {task.description:33}"),
         BarColumn(bar_width=12),
         TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.elapsed:>4.1f} s"),
+        TimeElapsedColumn(),
         TextColumn("{task.fields[state]}"),
     )
     with Progress(*columns, console=console) as bars:
