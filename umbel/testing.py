@@ -55,12 +55,24 @@ class Sent:
         ]
 
 
+class _NoRecords:
+    """In place of the records, while nothing runs."""
+
+    def queued(self, _job_id: str, _name: str) -> None:
+        """There is none to be kept."""
+
+    def __getattr__(self, name: str) -> Any:
+        from umbel.config.errors import StoreRequired  # noqa: PLC0415
+
+        raise StoreRequired("umbel_sent keeps what is sent and runs nothing; see umbel_worker")
+
+
 @pytest.fixture
 def umbel_sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
     """Sends are checked against their contracts and kept instead of published.
 
-    `send`, `send_task` and Celery's `delay` end here; `request` returns a handle whose job never
-    runs, since there is no store.
+    `send`, `request`, `send_task` and Celery's `delay` end here. The handle of a `request` has an
+    id and nothing more: asking it is a `StoreRequired`, since no job runs.
     """
     from celery import Celery  # noqa: PLC0415  a plug-in must not slow every pytest run
 
@@ -75,7 +87,7 @@ def umbel_sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
         return self.AsyncResult(options.get("task_id") or name)
 
     monkeypatch.setattr(Umbel, "send_task", keep)
-    monkeypatch.setattr(Umbel, "store", None)
+    monkeypatch.setattr(Umbel, "records", _NoRecords())
     monkeypatch.setattr(Celery, "send_task", keep)
     return sent
 

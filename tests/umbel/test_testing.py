@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from umbel import ContractError, Receipt
+from umbel import ContractError, Receipt, StoreRequired
 
 APP = """
 from umbel import Message, Umbel
@@ -32,6 +32,10 @@ def test_what_was_sent_can_be_asserted(write_app, valkey, umbel_sent):
     with pytest.raises(ContractError):
         shop.greet.delay({"whom": "me"})
     assert len(umbel_sent.messages) == 2
+    handle = shop.greet.request(shop.Greet(who="them"))
+    assert umbel_sent.of(shop.greet)[-1].who == "them"
+    with pytest.raises(StoreRequired, match="umbel_worker"):
+        handle.result(1)
     assert valkey.client().dbsize() == 0
 
 
