@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -11,6 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from umbel.config.errors import SettingsError
 
 ENV_PREFIX = "UMBEL_"
+_PASSWORD = re.compile(r"://[^/\s]*@")  # and who has it
 BROKER_SCHEMES = (
     "embedded",
     "redis",
@@ -114,7 +116,8 @@ def _explain(error: ValidationError, code: dict[str, Any]) -> str:
             continue
         in_code = name in code and code[name] == problem["input"]
         source = f"code ({name}=)" if in_code else f"environment ({ENV_PREFIX}{name.upper()})"
-        lines.append(f"{name} from the {source} is {problem['input']!r}; expected: {message}")
+        shown = _PASSWORD.sub("://***@", repr(problem["input"]))
+        lines.append(f"{name} from the {source} is {shown}; expected: {message}")
     return "wrong settings:\n  " + "\n  ".join(lines)
 
 

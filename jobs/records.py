@@ -12,10 +12,12 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cached_property
 from time import monotonic
 from typing import Any, Self
 
 from pydantic import BaseModel, Field
+from redis.commands.core import Script
 
 from umbel.config.errors import UnknownJob
 from umbel.config.store import Store
@@ -252,6 +254,10 @@ class Records:
                 if record.state.final or (deadline and monotonic() >= deadline):
                     return
                 await changes.get_message(timeout=_wait_s(deadline))
+
+    @cached_property
+    def _script(self) -> Script:
+        return self._store.client.register_script(_MOVE)
 
     def _key(self, job_id: str) -> str:
         return f"{self._namespace}:job:{job_id}"

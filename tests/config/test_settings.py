@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
-
 import pytest
 
 from umbel import Settings, SettingsError, Umbel
@@ -61,38 +59,16 @@ def test_a_local_blob_store_needs_a_local_broker():
     assert remote.blobs.url == "s3://bucket/files"
 
 
-def test_celery_gets_safe_defaults():
-    """Each of them reaches the configuration; the reasons stand in config/celery.py."""
-    conf = Umbel("shop", broker="redis://localhost:1/2").conf
-    assert conf.task_acks_late
-    assert conf.worker_prefetch_multiplier == 1
-    assert conf.accept_content == ["json"]
-    assert conf.task_create_missing_queues is False
-    assert conf.worker_cancel_long_running_tasks_on_connection_loss
-    assert conf.worker_send_task_events
-    assert conf.result_backend == "redis://localhost:1/2"
-    assert conf.broker_transport_options["socket_timeout"] == 2.5
-    assert (conf.control_exchange, conf.event_exchange) == ("shop.control", "shop.events")
-
-
-def test_each_broker_gets_its_own():
-    """Certificates are checked on TLS; RabbitMQ confirms what it took; valkey:// is redis://."""
-    assert Umbel("shop", broker="valkey://host:1/2").conf.broker_url == "redis://host:1/2"
-    tls = Umbel("shop", broker="valkeys://host").conf
-    assert tls.broker_url == "rediss://host"
-    assert tls.broker_use_ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
-    rabbit = Umbel("shop", broker="amqp://host", store_url="redis://store/1").conf
-    assert rabbit.broker_transport_options["confirm_publish"]
-    assert rabbit.broker_heartbeat == 10
-    assert rabbit.result_backend == "redis://store/1"
-    assert Umbel("shop", broker="amqp://host").conf.result_backend == "disabled://"
-
-
-def test_what_the_app_says_wins():
-    """A default is a default."""
-    app = Umbel("shop", broker="redis://host", worker_prefetch_multiplier=4)
-    app.conf.task_acks_late = False
-    assert (app.conf.worker_prefetch_multiplier, app.conf.task_acks_late) == (4, False)
+def test_a_wrong_value_does_not_show_a_password(monkeypatch):
+    """Errors end in logs."""
+    monkeypatch.setenv("UMBEL_BROKER_URL", "https://user:hunter2@host:1/0")
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(store_url="sqlite://:hunter2@host")
+    assert "hunter2" not in str(caught.value)
+    assert "broker_url from the environment (UMBEL_BROKER_URL) is 'https://***@host:1/0'" in str(
+        caught.value
+    )
+    assert "store_url from the code (store_url=) is 'sqlite://***@host'" in str(caught.value)
 
 
 def test_the_namespace_is_the_apps_name_or_the_setting():

@@ -104,6 +104,53 @@ def test_watching_gives_each_change_and_ends_with_the_job(records):
     assert len(states) == len(set(states))
 
 
+def test_each_change_is_seen_by_who_keeps_up(records):
+    """State, attempt, progress and the wish to end: one look for each, in order."""
+    records.queued("1", "job")
+    watching = records.watch("1", 10)
+    seen = [next(watching)]
+    for change in (
+        lambda: run(records),
+        lambda: run(records, progress=Progress(done=1)),
+        lambda: records.retrying("1", "ValueError: x"),
+        lambda: records.running("1", name="job", attempt=2),
+        lambda: records.cancel("1"),
+        lambda: records.ended("1", JobState.CANCELLED, "cancelled"),
+    ):
+        change()
+        seen.append(next(watching))
+    assert next(watching, None) is None
+    assert [(one.state.value, one.attempt, one.cancel_requested) for one in seen] == [
+        ("queued", 0, False),
+        ("running", 1, False),
+        ("running", 1, False),
+        ("retrying", 1, False),
+        ("running", 2, False),
+        ("running", 2, True),
+        ("cancelled", 2, True),
+    ]
+    assert [one.progress and one.progress.done for one in seen] == [None, None, 1, 1, 1, 1, 1]
+
+
+def test_every_end_is_final(records):
+    """Of all four, whatever comes after."""
+    ends = [state for state in JobState if state.final]
+    assert len(ends) == 4
+    for end in ends:
+        job_id = end.value
+        records.queued(job_id, "job")
+        if end is JobState.SUCCEEDED:
+            assert records.succeeded(job_id, 5) is end
+        else:
+            assert records.ended(job_id, end, "x") is end
+        before = records.read(job_id)
+        assert {records.ended(job_id, other, "y") for other in ends} == {end}
+        assert {records.succeeded(job_id, 6), records.retrying(job_id, "y")} == {end}
+        assert records.running(job_id, name="other", attempt=9) == (end, False)
+        assert (records.queued(job_id, "other"), records.cancel(job_id)) == (end, end)
+        assert records.read(job_id) == before
+
+
 def test_watching_ends_with_its_time(records):
     """Without an end the last look is what it was."""
     records.queued("1", "job")

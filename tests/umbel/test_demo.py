@@ -17,7 +17,7 @@ from support.process import LocalProcess, eventually
 from umbel.jobs.media.ffmpeg import find_ffmpeg
 
 # Two demos that start at once could choose the same ports.
-pytestmark = pytest.mark.xdist_group("demo")
+pytestmark = [pytest.mark.xdist_group("demo"), pytest.mark.timeout(300)]
 
 CHROMIUM = [
     *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),

@@ -58,6 +58,7 @@ def test_examples_in_docstrings_run(module):
     assert (result.failed, result.attempted > 0) == (0, True)
 
 
+@pytest.mark.timeout(400)  # installs from a registry
 def test_the_wheel_works_in_an_empty_environment(tmp_path):
     """Built, installed elsewhere: ten lines, a worker, a typed result, no broker configured.
 
