@@ -27,6 +27,10 @@ from umbel.config.settings import Settings
 # starting again. A server that does not answer is not asked twice: its time is the caller's.
 _PAUSES, _RETRIES = ExponentialBackoff(cap=0.4, base=0.05), 3
 
+# Every follower of a job holds a connection. redis-py 8.1 itself stops at 100, and at
+# that limit it is the established subscriptions that fail; the server has one (`maxclients`).
+_MOST_CONNECTIONS = 10_000
+
 _CELERY_SCHEMES = {"valkey": "redis", "valkeys": "rediss"}
 
 
@@ -108,10 +112,13 @@ class Store:
                 path=path,
                 db=self._socket_database,
                 retry=retry,
+                max_connections=_MOST_CONNECTIONS,
                 **self._options,
             )
             return redis.asyncio.Redis(connection_pool=pool)
-        return redis.asyncio.Redis.from_url(self.url, retry=retry, **self._options)
+        return redis.asyncio.Redis.from_url(
+            self.url, retry=retry, max_connections=_MOST_CONNECTIONS, **self._options
+        )
 
     @property
     def _socket_path(self) -> str | None:

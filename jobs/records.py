@@ -264,10 +264,8 @@ class Records:
 
     def _move(self, job_id: str, to: str, **fields: str | int) -> tuple[JobState | None, bool]:
         flat = [part for pair in fields.items() for part in pair]
-        script = self._store.client.register_script(_MOVE)
-        state, wanted = script(
-            keys=[self._key(job_id)], args=[to, self._ttl_s, UNFINISHED_TTL_S, *flat]
-        )
+        arguments = [to, self._ttl_s, UNFINISHED_TTL_S, *flat]
+        state, wanted = self._script(keys=[self._key(job_id)], args=arguments)
         return (JobState(state) if state else None), bool(wanted)
 
     @staticmethod

@@ -16,7 +16,7 @@ from umbel.producers.web.blobs import blob_routes
 from umbel.producers.web.health import health_routes
 from umbel.producers.web.jobs import job_routes
 from umbel.producers.web.problems import add_problems
-from umbel.producers.web.schemas import add_components, contract_schemas
+from umbel.producers.web.schemas import add_components, contract_schemas, result_schemas
 from umbel.producers.web.service import Service
 
 MAX_UPLOAD_BYTES = 2 * 1024**3
@@ -43,11 +43,12 @@ def create_app(
         lifespan=_lifespan_of(app),
     )
     bodies, components = contract_schemas(expose)
+    result, result_components = result_schemas(expose)
     web.include_router(job_routes(app, expose, bodies))
     web.include_router(blob_routes(app, max_upload_bytes))
     web.include_router(health_routes(app))
     add_problems(web)
-    add_components(web, components)
+    add_components(web, components | result_components, result)
     return web
 
 

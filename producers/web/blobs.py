@@ -58,6 +58,7 @@ def blob_routes(app: Service, max_upload_bytes: int) -> APIRouter:
         response.headers["Location"] = f"{root}/v1/blobs/{blob.sha256}"
         return blob
 
+    @router.head("/blobs/{sha256}", include_in_schema=False)
     @router.get(
         "/blobs/{sha256}",
         summary="Fetch a file",
@@ -72,6 +73,9 @@ def blob_routes(app: Service, max_upload_bytes: int) -> APIRouter:
         headers = _headers(sha256, type, name)
         if matches(request.headers.get("If-None-Match"), sha256):
             return Response(status_code=304, headers=headers)
+        if request.method == "HEAD":  # ranges are GET's alone (RFC 9110, 14.2)
+            headers["Content-Length"] = str(blob.size_bytes)
+            return Response(headers=headers)
         wanted = _wanted(request, blob)
         start, end = wanted or (0, blob.size_bytes)
         if wanted:
@@ -91,6 +95,7 @@ _ANY_BODY = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
+                    "required": ["file"],
                     "properties": {"file": {"type": "string", "format": "binary"}},
                 }
             },
@@ -168,7 +173,9 @@ def _headers(sha256: str, media_type: str, name: str) -> dict[str, str]:
         "Content-Security-Policy": "sandbox",
         "Accept-Ranges": "bytes",
         "ETag": f'"{sha256}"',
-        "Cache-Control": "public, max-age=31536000, immutable",
+        # Not `public`: that lets a shared cache hand out what was asked for with credentials
+        # (RFC 9111, 3.5), and who may ask is not known here.
+        "Cache-Control": "private, max-age=31536000, immutable",
     }
 
 

@@ -27,8 +27,8 @@ RETRY_AFTER_S = 5
 
 _log = logging.getLogger("umbel.web")
 
-_STORE_AWAY = (StoreConnectionError, StoreTimeoutError)
-_FORESEEN = (UmbelError, *_STORE_AWAY, ClientDisconnect)
+STORE_AWAY = (StoreConnectionError, StoreTimeoutError)
+_FORESEEN = (UmbelError, *STORE_AWAY, ClientDisconnect)
 
 
 class InternalError(ServerProblem):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import cast
@@ -12,10 +13,15 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from umbel.config.errors import UnknownJob
 from umbel.jobs.records import Record, Records
 from umbel.producers.web.documents import status, tagged
+from umbel.producers.web.problems import STORE_AWAY
+
+_log = logging.getLogger("umbel.web")
 
 
 def follow(records: Records, first: Record, root: str, last_event_id: str | None) -> Response:
     """The job now and at each change, up to its end; then the stream ends too.
+
+    It ends earlier when the store goes away: who has not seen a final state connects again.
 
     Args:
         records: where to look.
@@ -39,3 +45,6 @@ async def _events(records: Records, job_id: str, root: str) -> AsyncIterator[Ser
                 yield ServerSentEvent(data=body.decode(), event="job", id=tag)
         except UnknownJob:
             return  # the record expired while nobody changed it
+        except STORE_AWAY as error:
+            # The answer has begun: it cannot become a problem any more.
+            _log.warning("events of job %s end early: %r", job_id, error)

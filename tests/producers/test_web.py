@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from httpx_sse import EventSource, connect_sse
+from httpx_sse import EventSource, aconnect_sse, connect_sse
 from support.process import LocalProcess, eventually
 from support.servers import claim_port
 
@@ -220,6 +220,42 @@ def test_progress_streams_and_a_client_that_leaves_frees_its_subscription(
         assert list(stream.iter_sse())[-1].json()["state"] == "cancelled"
     ended = served.delete(location)
     assert (ended.status_code, ended.json()["state"]) == (200, "cancelled")
+
+
+def test_events_end_when_the_store_goes(served, valkey):
+    """The answer has begun, so it ends: no traceback (see `served`), and one warning."""
+    accepted = served.post(ADD, json={"a": 1}).json()
+    with connect_sse(served, "GET", accepted["links"]["events"]) as stream:
+        events = stream.iter_sse()
+        assert next(events).json()["state"] == "queued"
+        valkey.kill()
+        assert list(events) == []
+    valkey.restart()
+
+
+def test_more_followers_than_a_pool_usually_holds(served, valkey):
+    """Each has a subscription; the hundredth breaks no other."""
+    accepted = served.post(ADD, json={"a": 1}).json()
+    limits = httpx.Limits(max_connections=None)
+
+    async def follow_all() -> list[list[str]]:
+        async with httpx.AsyncClient(base_url=served.base_url, limits=limits, timeout=20) as client:
+            streams = [follow_one(client) for _ in range(150)]
+            following = asyncio.gather(*streams)
+            channel = f"shop:job:{accepted['id']}"
+            redis = valkey.client()
+            await asyncio.to_thread(
+                eventually, lambda: redis.pubsub_numsub(channel)[0][1] == 150, 15
+            )
+            assert (await client.delete(accepted["links"]["self"])).status_code == 202
+            return await following
+
+    async def follow_one(client: httpx.AsyncClient) -> list[str]:
+        async with aconnect_sse(client, "GET", accepted["links"]["events"]) as stream:
+            states = [event.json()["state"] async for event in stream.aiter_sse()]
+        return states[-1:]
+
+    assert asyncio.run(follow_all()) == [["cancelled"]] * 150
 
 
 def test_an_upload_that_is_refused_or_cut_off_leaves_nothing(served, app_dir):
@@ -454,10 +490,23 @@ def test_a_range_beyond_the_end_is_told_where_that_is(http):
     assert http.get(empty).content == b""
 
 
+def test_head_says_what_get_would_and_reads_nothing(http, shop, monkeypatch):
+    """RFC 9110, 9.3.2; a range is GET's alone."""
+    location = http.post("/v1/uploads", content=b"0123456789").headers["location"]
+    whole = http.get(location)
+    monkeypatch.setattr(type(shop.app.blobs), "chunks", lambda *_: 1 / 0)
+    for headers in ({}, {"Range": "bytes=2-4"}):
+        head = http.request("HEAD", location, headers=headers)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers == whole.headers
+    assert http.request("HEAD", "/v1/blobs/" + "0" * 64).status_code == 404
+
+
 def test_a_file_never_changes(http):
-    """It may be kept for ever, and its hash is its tag."""
+    """It may be kept for ever by who asked, and its hash is its tag."""
     location = http.post("/v1/uploads", content=b"x").headers["location"]
     whole = http.get(location)
+    assert whole.headers["cache-control"].startswith("private,")
     assert "immutable" in whole.headers["cache-control"]
     cached = http.get(location, headers={"If-None-Match": whole.headers["etag"]})
     assert (cached.status_code, cached.content) == (304, b"")
@@ -575,6 +624,10 @@ def test_the_documentation_shows_the_contracts(http):
     schema = ask["requestBody"]["content"]["application/json"]["schema"]
     assert schema == {"$ref": "#/components/schemas/Add-Input"}
     assert components["Add-Input"]["properties"]["a"]["type"] == "integer"
+    given = components["Status"]["properties"]["result"]["anyOf"]
+    by_job = {one["title"]: one["allOf"][0] for one in given if "title" in one}
+    assert by_job["shop.add"] == {"$ref": "#/components/schemas/Sum-Result"}
+    assert components["Sum-Result"]["properties"]["total"]["type"] == "integer"
     references = set(json.dumps(document).split('"#/components/schemas/')[1:])
     assert {reference.partition('"')[0] for reference in references} <= components.keys()
     page = http.get("/docs").text
