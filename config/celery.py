@@ -83,12 +83,14 @@ def _common(
 
 
 def _valkey(settings: Settings, scheme: str) -> dict[str, Any]:
-    half_s = settings.publish_timeout_s / 2
+    # A send waits three times at most: on a connection that is there, then on a new one for its
+    # greeting and for the message.
+    third_s = settings.publish_timeout_s / 3
     defaults: dict[str, Any] = {
         "broker_transport_options": {
             # A server that is there but does not answer must not hang a send.
-            "socket_timeout": half_s,
-            "socket_connect_timeout": half_s,
+            "socket_timeout": third_s,
+            "socket_connect_timeout": third_s,
             "socket_keepalive": scheme != "redis+socket",
             # A message of a worker that died comes back after this time, and a job that runs
             # longer is run again. Leases replace it in a later release.

@@ -82,7 +82,6 @@ class Umbel(Celery):
         self.contracts: dict[str, type[Message]] = {}
         self.work_queues: dict[str, WorkQueue] = {}
         super().__init__(name, **options)
-        self.add_defaults(self._defaults)
 
     @overload
     def job(
@@ -286,6 +285,14 @@ class Umbel(Celery):
             self.backend_cls or self.conf.result_backend, self.loader
         )
         return recording(backend_class)(app=self, url=url)
+
+    def _load_config(self) -> Any:
+        """Ours just above Celery's own: `add_defaults` would put them above a `celeryconfig`."""
+        conf = super()._load_config()
+        defaults = self._defaults()
+        for layers in (conf.maps, conf.defaults):
+            layers.insert(-1, defaults)
+        return conf
 
     def _defaults(self) -> dict[str, Any]:
         # Where `celery -b` puts its URL.

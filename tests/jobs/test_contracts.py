@@ -128,6 +128,47 @@ def test_secrets_travel_and_hide():
     assert (has_secrets(Secret), has_secrets(Order)) == (True, False)
 
 
+def test_bytes_are_base64():
+    """URL-safe as we write it; a foreign producer's standard alphabet is read too."""
+
+    class Raw(Message, name="test.raw", version=1):
+        raw: bytes
+
+    raw = Raw(raw=b"\xff\xfe\xfb?>")
+    assert raw.payload() == {"raw": "__77Pz4="}
+    for text in ("__77Pz4=", "//77Pz4=", "//77Pz4"):
+        assert Raw.received({"raw": text}) == raw
+    with pytest.raises(ContractError, match="raw: "):
+        Raw.checked({"raw": "no base64!"})
+
+
+def test_names_on_the_wire_are_the_aliases():
+    """Out by alias, in by alias or by name, on both sides."""
+    assert Order(number=1).payload() == {"no": 1, "sizes": [], "note": None}
+    for wire in ({"no": 1}, {"number": 1}):
+        assert Order.checked(wire) == Order.received(wire) == Order(number=1)
+    with pytest.raises(ContractError, match="no: Field required"):
+        Order.checked({"note": "x"})
+
+
+@pytest.mark.parametrize("payload", [None, 5, "text", [], [{"no": 1}], {"no": "x"}, {"no": 1.5}])
+def test_what_does_not_fit_is_never_received(payload):
+    """Whatever JSON it is: one kind of error, with the contract's name."""
+    with pytest.raises(ContractError) as caught:
+        Order.received(payload)
+    assert caught.value.contract == "test.order"
+    assert caught.value.problems
+
+
+def test_text_that_is_no_unicode_is_refused():
+    """JSON can spell half of a surrogate pair, UTF-8 cannot."""
+    order = Order(number=1)
+    order.note = "\ud800"
+    for message in (order, {"no": 1, "note": "\ud800"}):
+        with pytest.raises(ContractError, match="surrogates"):
+            Order.checked(message)
+
+
 def test_a_strict_message_reads_its_own_wire():
     """JSON has no dates and no tuples; a strict model must still read what it wrote."""
 

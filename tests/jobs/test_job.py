@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from celery import chain
+from celery import chain, group
+from celery.beat import Scheduler, SchedulingError
 
 from umbel import (
     ContractError,
@@ -28,6 +30,10 @@ class Add(Message, name="test.add", version=2):
 
     a: int
     b: int = 0
+
+
+class Sub(Add, name="test.sub", version=1):
+    """A class of its own, although its fields would fit."""
 
 
 @pytest.fixture
@@ -159,6 +165,8 @@ def test_on_the_wire_it_is_a_celery_message_with_our_headers(app, add, valkey):
 def test_every_way_of_sending_is_checked_and_queues_nothing(app, add, valkey):
     """Ours and Celery's: a misfit is a `ContractError` before anything is sent."""
     bad = {"a": "x"}
+    changed = Add(a=1)
+    changed.a = "x"  # type: ignore[assignment]
     ways = [
         lambda: add.send(bad),
         lambda: add.request(bad),
@@ -169,6 +177,11 @@ def test_every_way_of_sending_is_checked_and_queues_nothing(app, add, valkey):
         lambda: add.delay(5),
         lambda: app.send_task("test.add", [bad]),
         lambda: chain(add.s(bad), add.s()).apply_async(),
+        lambda: group(add.s(bad)).apply_async(),
+        lambda: add.s(bad).apply_async(),
+        lambda: add.apply_async((bad,), countdown=5, queue="other"),
+        lambda: add.send(changed),
+        lambda: add.request(Sub(a=1, b=2)),
         lambda: asyncio.run(add.asend(bad)),
         lambda: asyncio.run(add.arequest(bad)),
     ]
@@ -176,6 +189,38 @@ def test_every_way_of_sending_is_checked_and_queues_nothing(app, add, valkey):
         with pytest.raises(ContractError, match=r"test\.add"):
             way()
     assert waiting(valkey) == []
+
+
+def test_beat_is_checked_too(app, add, valkey):
+    """An entry may hold a message or a mapping; a misfit is not queued."""
+    app.conf.beat_schedule = {
+        "typed": {"task": "test.add", "schedule": 60, "args": (Add(a=1),)},
+        "plain": {"task": "test.add", "schedule": 60, "args": ({"a": 2},)},
+        "wrong": {"task": "test.add", "schedule": 60, "args": ({"a": "x"},)},
+    }
+    scheduler = Scheduler(app, lazy=True)
+    scheduler.setup_schedule()
+    for name in ("typed", "plain"):
+        scheduler.apply_async(scheduler.schedule[name], advance=False)
+    with pytest.raises(SchedulingError, match=r"test\.add: a: "):
+        scheduler.apply_async(scheduler.schedule["wrong"], advance=False)
+    bodies = [json.loads(base64.b64decode(message["body"])) for message in waiting(valkey)]
+    assert [body[0] for body in bodies] == [[{"a": 2, "b": 0}], [{"a": 1, "b": 0}]]
+
+
+def test_on_the_wire_a_request_and_its_options(app, add, valkey):
+    """Tracked, with its limit, its time and its expiry as Celery writes them."""
+    handle = add.request(Add(a=1), delay_s=60, expires_s=90, job_id="order-7")
+    [message] = waiting(valkey)
+    headers = message["headers"]
+    assert handle.id == headers["id"] == headers["umbel-correlation-id"] == "order-7"
+    assert (headers["umbel-tracked"], headers["ignore_result"]) == (True, False)
+    assert headers["timelimit"] == [9, None]
+    produced = datetime.fromisoformat(headers["umbel-produced-at"])
+    assert produced.utcoffset() == timedelta(0)
+    for name, seconds in (("eta", 60), ("expires", 90)):
+        after = datetime.fromisoformat(headers[name]) - produced
+        assert abs(after - timedelta(seconds=seconds)) < timedelta(seconds=5)
 
 
 def test_celerys_ways_reach_the_jobs_queue(app, add, valkey):
