@@ -5,13 +5,17 @@ They are defaults: what an app or a `celeryconfig` sets explicitly wins.
 
 from __future__ import annotations
 
+import socket
 import ssl
 from typing import Any
 from urllib.parse import urlsplit
 
 from umbel.config.settings import Settings
+from umbel.config.store import split_master
 
 VALKEY_SCHEMES = frozenset({"redis", "rediss", "redis+socket", "sentinel"})
+
+_TCP_USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
 
 
 def celery_defaults(
@@ -33,12 +37,15 @@ def celery_defaults(
 def _common(
     settings: Settings, namespace: str, broker_url: str, store_url: str | None
 ) -> dict[str, Any]:
+    backend, master = split_master(store_url or "disabled://")
+    backend_options = {"global_keyprefix": f"{namespace}:"}
     return {
         "broker_url": broker_url,
         # Without a store, Celery's own results are off: they would need a server to be on.
-        "result_backend": store_url or "disabled://",
+        "result_backend": backend,
         "result_expires": settings.result_ttl_s,
-        "result_backend_transport_options": {"global_keyprefix": f"{namespace}:"},
+        "result_backend_transport_options": backend_options
+        | ({"master_name": master} if master else {}),
         # The contract is JSON; pickle runs code of whoever can reach the broker.
         "task_serializer": "json",
         "result_serializer": "json",
@@ -92,10 +99,12 @@ def _valkey(settings: Settings, scheme: str) -> dict[str, Any]:
             "socket_timeout": third_s,
             "socket_connect_timeout": third_s,
             "socket_keepalive": scheme != "redis+socket",
-            # A message of a worker that died comes back after this time, and a job that runs
-            # longer is run again. Leases replace it in a later release.
-            "visibility_timeout": 12 * 3600,
+            "lease_s": settings.lease_s,
+            "min_replicas": settings.min_replicas,
         },
+        # What a worker holds is held by its lease, not by its connection: jobs go on through a
+        # lost connection, and are cancelled when the lease is lost.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
     }
     if scheme == "rediss":
         # Without this, redis-py takes any certificate.
@@ -105,15 +114,25 @@ def _valkey(settings: Settings, scheme: str) -> dict[str, Any]:
 
 
 def _rabbitmq(settings: Settings, scheme: str) -> dict[str, Any]:
-    return {
-        # RabbitMQ's own default is 120 s here: half a dead connection for two minutes.
-        "broker_heartbeat": 10,
-        # Off by default in py-amqp: a message that the server refused would be lost in silence.
+    # RabbitMQ takes a client for dead after two to three of these without a word: 15 s. Its own
+    # default is 60 s, Celery's 120.
+    heartbeat_s = 5
+    defaults: dict[str, Any] = {
+        "broker_heartbeat": heartbeat_s,
         "broker_transport_options": {
+            # Off by default in py-amqp: a message that the server refused would be lost in silence.
             "confirm_publish": True,
-            "confirm_timeout": settings.publish_timeout_s,
+            # Half of a send's time, so that there is time for a new connection.
+            "confirm_timeout": settings.publish_timeout_s / 2,
+            # py-amqp gives a connection up when a packet is not answered within a second.
+            "socket_settings": {_TCP_USER_TIMEOUT: 2000 * heartbeat_s} if _TCP_USER_TIMEOUT else {},
         },
         # Replicated and durable; queues declared here carry it explicitly too.
         "task_default_queue_type": "quorum",
         "worker_detect_quorum_queues": True,
     }
+    if scheme == "amqps":
+        # py-amqp verifies the certificate, and whose it is only when it is told to (None stands
+        # for the host of the URL).
+        defaults["broker_use_ssl"] = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None}
+    return defaults

@@ -4,12 +4,14 @@
     ├── SettingsError       a setting has a value that is not allowed
     ├── ContractError       a message does not fit its contract, or two contracts collide
     ├── BrokerUnavailable   the broker did not take a message in time
+    ├── MessageRefused      the broker answered that it does not take a message
     ├── EmbeddedError       the embedded server could not be started
     ├── StoreRequired       what was asked for needs a state store, and none is named
     ├── UnknownQueue        a queue that this app does not have
     ├── UnknownJob          no job with this id is known (never sent, or expired)
     ├── JobFailed           the job ended without a result
     │   └── JobCancelled    because it was cancelled; raise it inside a job that noticed
+    ├── SagaFailed          a saga is undone, or stuck in undoing
     ├── ResultTimeout       no result within the time given; the job goes on
     ├── BlobError           a file by reference cannot be read or written
     │   └── BlobTooLarge    more bytes came than may (in umbel.jobs.blobs)
@@ -56,12 +58,24 @@ class BrokerUnavailable(UmbelError):
     """
 
 
+class MessageRefused(UmbelError):
+    """The broker answered that it does not take a message, which was not queued.
+
+    In the server's words: there is no such queue, the message is too large, the queue or the server
+    is full, the right is missing.
+    """
+
+
 class EmbeddedError(UmbelError):
     """The embedded server could not be started; carries the end of its log."""
 
 
 class StoreRequired(UmbelError):
     """What was asked for needs a state store: set ``UMBEL_STORE_URL``."""
+
+
+class ShardsChanged(UmbelError):
+    """A queue has another number of shards than this program was written for."""
 
 
 class UnknownQueue(UmbelError):
@@ -98,6 +112,27 @@ class JobCancelled(JobFailed):
         self, reason: str = "cancelled", job_id: str | None = None, traceback: str | None = None
     ):
         super().__init__(reason, job_id, traceback)
+
+
+class SagaFailed(UmbelError):
+    """A saga was not done: it is undone, or stuck in undoing.
+
+    Attributes:
+        reason: what happened, ``"shop.charge: ValueError: no such card"``.
+        saga: its name and id, ``"order/17"``.
+        state: ``undone`` or ``stuck``.
+        step: the step that failed; None if somebody cancelled it.
+    """
+
+    def __init__(self, reason: str, saga: str, state: str, step: str | None = None):
+        self.reason = reason
+        self.saga = saga
+        self.state = state
+        self.step = step
+        super().__init__(reason, saga, state, step)
+
+    def __str__(self) -> str:
+        return f"saga {self.saga} is {self.state}: {self.reason}"
 
 
 class ResultTimeout(UmbelError):

@@ -6,7 +6,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import (
+    ByteSize,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from umbel.config.errors import SettingsError
@@ -24,7 +31,7 @@ BROKER_SCHEMES = (
     "amqp",
     "amqps",
 )
-STORE_SCHEMES = ("embedded", "redis", "rediss", "redis+socket", "valkey", "valkeys")
+STORE_SCHEMES = ("embedded", "redis", "rediss", "redis+socket", "sentinel", "valkey", "valkeys")
 
 
 class Settings(BaseSettings):
@@ -55,10 +62,42 @@ class Settings(BaseSettings):
     result_ttl_s: Annotated[
         PositiveInt, Field(description="how long the outcome of a tracked job is kept")
     ] = 3600
+    lease_s: Annotated[
+        float,
+        Field(ge=1, le=600, description="a worker unheard for so long loses what it holds"),
+    ] = 10.0
+    grace_s: Annotated[
+        float,
+        Field(ge=0, description="time for running jobs after SIGTERM; 0 for any time"),
+    ] = 25.0
+    liveness_file: Annotated[
+        Path | None,
+        Field(description="touched every second by a worker whose event loop turns"),
+    ] = None
+    min_replicas: Annotated[
+        int,
+        Field(ge=0, description="replicas that must have a message before a send returns"),
+    ] = 0
+    consumer_timeout_s: Annotated[
+        PositiveFloat, Field(description="RabbitMQ's own consumer_timeout, in seconds")
+    ] = 1800.0
     max_deliveries: Annotated[
         PositiveInt,
         Field(description="runs begun that may end without an outcome before the dead letters"),
     ] = 3
+    idempotency_ttl_s: Annotated[
+        PositiveInt,
+        Field(description="how long what came of an idempotency key is remembered"),
+    ] = 24 * 3600
+    dead_letters_max_bytes: Annotated[
+        ByteSize, Field(ge=0, description="most bytes of dead letters; then the oldest go")
+    ] = ByteSize(256 * 1024**2)
+    dead_letters_max_count: Annotated[
+        PositiveInt, Field(description="most dead letters; then the oldest go")
+    ] = 100_000
+    dead_letters_max_age_s: Annotated[
+        PositiveInt, Field(description="longest time for which a dead letter is kept")
+    ] = 30 * 24 * 3600
 
     @field_validator("broker_url")
     @classmethod

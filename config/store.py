@@ -11,16 +11,18 @@ from collections.abc import AsyncGenerator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
 import redis.asyncio
+import redis.asyncio.sentinel
+import redis.sentinel
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from umbel.config.embedded import AsyncEmbeddedConnection, Embedded, EmbeddedConnection
-from umbel.config.errors import StoreRequired
+from umbel.config.errors import SettingsError, StoreRequired
 from umbel.config.settings import Settings
 
 # Only for connections that were refused or cut: an idle one may have been closed, a server may be
@@ -48,8 +50,24 @@ def server_url(url: str) -> str:
 
 def store_url(settings: Settings, broker_url: str) -> str | None:
     """Where the state of jobs is: what is named, else the broker's own server if it can."""
-    url = server_url(settings.store_url or broker_url).split(";")[0]
+    url = server_url(settings.store_url or broker_url)
+    if url.startswith("sentinel://"):
+        return url
+    url = url.split(";")[0]
     return url if urlsplit(url).scheme in {"redis", "rediss", "redis+socket"} else None
+
+
+def split_master(url: str) -> tuple[str, str | None]:
+    """A Sentinel URL as Kombu and Celery know it, and the name of the master that it asks for.
+
+    >>> split_master("sentinel://a:26379/0;sentinel://b:26379?master_name=main")
+    ('sentinel://a:26379/0;sentinel://b:26379', 'main')
+    """
+    if not url.startswith("sentinel://"):
+        return url, None
+    parts = [part.partition("?") for part in url.split(";")]
+    names = [name for _, _, query in parts for name in parse_qs(query).get("master_name", ())]
+    return ";".join(plain for plain, _, _ in parts), names[0] if names else None
 
 
 class Store:
@@ -73,6 +91,10 @@ class Store:
     def client(self) -> redis.Redis:
         """The blocking client."""
         retry = Retry(_PAUSES, _RETRIES, (redis.ConnectionError,))
+        if self.url.startswith("sentinel://"):
+            sentinels, master = self._sentinels(redis.sentinel.Sentinel)
+            found: redis.Redis = sentinels.master_for(master, retry=retry)
+            return found
         if path := self._socket_path:
             pool = redis.ConnectionPool(
                 connection_class=EmbeddedConnection,
@@ -103,9 +125,18 @@ class Store:
         finally:
             del self._async_clients[loop]
             await client.aclose(close_connection_pool=True)
+            sentinels = getattr(client.connection_pool, "sentinel_manager", None)
+            for sentinel in sentinels.sentinels if sentinels else ():
+                await sentinel.aclose()
 
     def _new_async_client(self) -> redis.asyncio.Redis:
         retry = AsyncRetry(_PAUSES, _RETRIES, (redis.ConnectionError,))
+        if self.url.startswith("sentinel://"):
+            sentinels, master = self._sentinels(redis.asyncio.sentinel.Sentinel)
+            found: redis.asyncio.Redis = sentinels.master_for(
+                master, retry=retry, max_connections=_MOST_CONNECTIONS
+            )
+            return found
         if path := self._socket_path:
             pool = redis.asyncio.ConnectionPool(
                 connection_class=AsyncEmbeddedConnection,
@@ -119,6 +150,22 @@ class Store:
         return redis.asyncio.Redis.from_url(
             self.url, retry=retry, max_connections=_MOST_CONNECTIONS, **self._options
         )
+
+    def _sentinels(self, kind: Any) -> tuple[Any, str]:
+        """Who knows the master, and its name; user, password and database are the first URL's."""
+        plain, master = split_master(self.url)
+        if master is None:
+            raise SettingsError(
+                f"{plain}: which master? sentinel://host:26379/0?master_name=mymaster"
+            )
+        urls = [urlsplit(one) for one in plain.split(";")]
+        options = {
+            **self._options,
+            "db": int(urls[0].path.strip("/") or 0),
+            "username": urls[0].username,
+            "password": urls[0].password and unquote(urls[0].password),
+        }
+        return kind([(one.hostname, one.port or 26379) for one in urls], **options), master
 
     @property
     def _socket_path(self) -> str | None:

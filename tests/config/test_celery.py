@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 
 import pytest
@@ -39,12 +40,18 @@ COMMON = {
 SOCKET = {
     "socket_timeout": 5 / 3,
     "socket_connect_timeout": 5 / 3,
-    "visibility_timeout": 12 * 3600,
+    "lease_s": 10,
+    "min_replicas": 0,
 }
-VALKEY = {"broker_transport_options": SOCKET | {"socket_keepalive": True}}
+LEASED = {"worker_cancel_long_running_tasks_on_connection_loss": False}
+VALKEY = LEASED | {"broker_transport_options": SOCKET | {"socket_keepalive": True}}
 RABBITMQ = {
-    "broker_heartbeat": 10,
-    "broker_transport_options": {"confirm_publish": True, "confirm_timeout": 5},
+    "broker_heartbeat": 5,
+    "broker_transport_options": {
+        "confirm_publish": True,
+        "confirm_timeout": 2.5,
+        "socket_settings": {socket.TCP_USER_TIMEOUT: 10_000},
+    },
     "task_default_queue_type": "quorum",
     "worker_detect_quorum_queues": True,
 }
@@ -54,11 +61,14 @@ BROKERS = {
     "valkey://host:1/2": VALKEY | {"broker_url": "redis://host:1/2"},
     "rediss://host:1": VALKEY | {"broker_use_ssl": TLS, "redis_backend_use_ssl": TLS},
     "valkeys://host:1": VALKEY | {"broker_url": "rediss://host:1", "broker_use_ssl": TLS},
-    "redis+socket:///run/valkey.sock": {
-        "broker_transport_options": SOCKET | {"socket_keepalive": False}
-    },
+    "redis+socket:///run/valkey.sock": LEASED
+    | {"broker_transport_options": SOCKET | {"socket_keepalive": False}},
     AMQP: RABBITMQ | {"broker_url": AMQP, "result_backend": "disabled://"},
-    "amqps://host//": RABBITMQ | {"broker_url": "amqps://host//"},
+    "amqps://host//": RABBITMQ
+    | {
+        "broker_url": "amqps://host//",
+        "broker_use_ssl": {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None},
+    },
 }
 
 
@@ -99,6 +109,14 @@ def test_what_the_app_says_wins(broker):
         attribute = Umbel("shop", broker=broker)
         setattr(attribute.conf, name, 7)
         assert [app.conf[name] for app in (argument, attribute)] == [7, 7]
+
+
+@pytest.mark.parametrize("broker", ["redis://host:1/2", AMQP])
+def test_one_transport_option_leaves_the_others(broker):
+    """Who says something of one must not lose the bounds of a send."""
+    usual = Umbel("shop", broker=broker).connection_for_write().transport_options
+    app = Umbel("shop", broker=broker, broker_transport_options={"visibility_timeout": 9})
+    assert app.connection_for_write().transport_options == usual | {"visibility_timeout": 9}
 
 
 def test_what_a_configuration_object_says_wins():

@@ -1,0 +1,313 @@
+"""py-amqp's channel: a message that was sent is with the server, or there is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
+
+import amqp
+from amqp.exceptions import RecoverableConnectionError
+from kombu.exceptions import OperationalError
+from kombu.transport import pyamqp
+
+from umbel.routing.rabbitmq.delays import way_back
+from umbel.routing.rabbitmq.runs import Runs
+from umbel.routing.service import Service
+from umbel.routing.topics import is_topics
+from umbel.routing.valkey import DELIVERIES_HEADER
+
+_DURABLE = 2
+_COUNT_HEADER = "x-delivery-count"  # how often a quorum queue has had it back, run or not
+_TOOK_TOO_LONG = "delivery acknowledgement on channel"  # and so on: consumer_timeout was over
+
+
+class Refused(OperationalError):
+    """The server was there and did not take the message; says why."""
+
+
+@contextmanager
+def refusals_named() -> Iterator[None]:
+    """One kind of error for each way in which the server says no, to callers and to Kombu.
+
+    Raises:
+        Refused: with the server's words.
+    """
+    try:
+        yield
+    except (amqp.IrrecoverableConnectionError, amqp.ChannelError) as error:
+        raise Refused(str(error)) from error
+
+
+class Message(pyamqp.Message):
+    """A message that knows how many of its runs had no outcome."""
+
+    def __init__(self, msg: amqp.Message, channel: Any = None, **options: Any) -> None:
+        super().__init__(msg, channel=channel, **options)
+        way_back(self.delivery_info)
+        if is_topics(self.delivery_info.get("exchange", "")):
+            queue = channel.queues.get(self.delivery_info["consumer_tag"])
+            self.delivery_info.update(exchange="", routing_key=queue)
+        self.came_back = bool(self.headers.get(_COUNT_HEADER))
+        self.run = channel.runs.key(self.headers) if channel.runs else ""
+        if self.run and self.came_back and (lost := channel.runs.lost(self.run)):
+            before = self.headers.get(DELIVERIES_HEADER)
+            self.headers[DELIVERIES_HEADER] = lost + (before if type(before) is int else 0)
+
+    def begun(self) -> None:
+        """Its job begins: from here on it counts as a run. Safe in threads; never waits."""
+        self.channel.begun(self)
+
+
+class Batch:
+    """Messages that the server confirms together, written meanwhile without waiting.
+
+    Args:
+        channel: of ours.
+        max_size: how many may be out without a confirmation.
+    """
+
+    def __init__(self, channel: Any, max_size: int) -> None:
+        self.channel = channel
+        self._max_size = max_size
+        self._posted = 0
+
+    def publish(self, message: amqp.Message, **options: Any) -> None:
+        """One more."""
+        self.channel.post(message, **options)
+        self._posted += 1
+        if self._posted >= self._max_size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Wait for all."""
+        self._posted = 0
+        self.channel.confirm()
+
+    def discard(self) -> None:
+        """What is out is out."""
+
+    close = discard
+
+
+class Channel(pyamqp.Channel):
+    """A channel; with ``confirm_publish`` each durable message is confirmed.
+
+    Events and remote control are not durable: nobody waits for them, and nobody misses them.
+
+    Attributes:
+        queues: that are consumed here, by their consumers' tags.
+        runs: where the runs of what is delivered here are counted; None for not at all.
+        services: how queues are to be served, by their names; others as they come.
+    """
+
+    Message = Message
+    connection: Any
+    runs: Runs | None = None
+    services: Mapping[str, Service] = MappingProxyType({})
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # The bytes as they came: a stranger's encoding may be any codec that Python has.
+        options["auto_decode"] = False
+        self.queues: dict[str, str] = {}
+        self._prefetch = 0
+        self._published = 0
+        self._unconfirmed: set[int] = set()
+        self._refusals: list[str] = []
+        self._begun: dict[int, tuple[str, bool]] = {}
+        super().__init__(*args, **options)
+
+    def begun(self, message: Any) -> None:
+        """See `Message.begun`."""
+        if self.runs:
+            self.runs.begin(message.run, came_back=message.came_back)
+            self._begun[message.delivery_tag] = message.run, message.came_back
+
+    def basic_consume(
+        self, queue: str = "", consumer_tag: str = "", *args: Any, **rest: Any
+    ) -> Any:
+        """Consume, and know where what comes was."""
+        self.queues[consumer_tag] = queue
+        service = self.services.get(queue)
+        if service is None or service.prefetch is None:
+            return super().basic_consume(queue, consumer_tag, *args, **rest)
+        # It holds for the consumers that begin after it (RabbitMQ, Consumer Prefetch).
+        before = self._prefetch
+        self.basic_qos(0, service.prefetch, False)
+        consuming = super().basic_consume(queue, consumer_tag, *args, **rest)
+        self.basic_qos(0, before, False)
+        return consuming
+
+    def basic_qos(self, prefetch_size: int, prefetch_count: int, *args: Any, **rest: Any) -> Any:
+        """Set how many messages each consumer that begins now may hold."""
+        self._prefetch = prefetch_count
+        return super().basic_qos(prefetch_size, prefetch_count, *args, **rest)
+
+    def unsubscribe(self, queue: str, exchange: str) -> int:
+        """Forget a queue and its bindings. Returns how many messages were dropped with it."""
+        return int(self.queue_delete(queue) or 0)
+
+    def basic_ack(self, delivery_tag: int, *args: Any, **options: Any) -> None:
+        """Acknowledge: there is an outcome."""
+        super().basic_ack(delivery_tag, *args, **options)
+        key, came_back = self._begun.pop(delivery_tag, ("", False))
+        if self.runs and key:
+            self.runs.settled(key, came_back=came_back)
+
+    def basic_reject(self, delivery_tag: int, *args: Any, **options: Any) -> None:
+        """Give back: whoever says so lives."""
+        super().basic_reject(delivery_tag, *args, **options)
+        self._call_off([delivery_tag])
+
+    def collect(self) -> None:
+        """The channel is gone; what ran is called off, and that is no fault of the job."""
+        self._call_off(list(self._begun))
+        super().collect()
+
+    def _call_off(self, tags: list[int]) -> None:
+        for tag in tags:
+            key, _ = self._begun.pop(tag, ("", False))
+            if self.runs and key:
+                self.runs.called_off(key)
+
+    def _on_close(self, reply_code: int, reply_text: str, *method: int) -> None:
+        if _TOOK_TOO_LONG in reply_text:
+            self._begun.clear()  # these count
+        super()._on_close(reply_code, reply_text, *method)
+
+    def wait(self, *args: Any, timeout: float | None = None, **options: Any) -> Any:
+        """Wait for an answer, with an end."""
+        if self.connection is None:
+            return super().wait(*args, **options)  # raises what says so
+        with self.connection.patience(timeout or self.connection.answer_timeout_s):
+            return super().wait(*args, **options)
+
+    def confirm_select(self, nowait: bool = False) -> Any:
+        """From here on the server confirms; it numbers the messages of the channel from 1."""
+        selected = super().confirm_select(nowait)
+        self._published = 0
+        self._unconfirmed.clear()
+        self._confirm_selected = True
+        return selected
+
+    def basic_publish_confirm(  # noqa: PLR0917  as py-amqp's
+        self,
+        msg: amqp.Message,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = False,
+        immediate: bool = False,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+    ) -> None:
+        """Publish; a durable message is with the server when this returns.
+
+        One that goes to a queue by its name must find it (``mandatory``, AMQP 0-9-1, 1.8.3.3): the
+        queue may have been deleted since it was declared.
+
+        Raises:
+            Refused: the server has no such queue, the message is too large, the queue is full …
+            RecoverableConnectionError: there was no answer; the message may be there.
+        """
+        with self._bounded(confirm_timeout or timeout) as seconds:
+            self._send(msg, exchange, routing_key, mandatory, immediate, seconds)
+            self._await_confirmations()
+
+    def create_publish_batch(self, max_size: int) -> Batch:
+        """Called by Kombu's `Producer.batch`."""
+        return Batch(self, max_size)
+
+    @property
+    def supports_batch_publish(self) -> bool:
+        """Without confirmations there is nothing to wait for."""
+        return bool(self.connection and self.connection.confirm_publish)
+
+    def post(self, msg: amqp.Message, **options: Any) -> None:
+        """Publish without waiting; `confirm` is to follow."""
+        timeout = options.pop("confirm_timeout", None) or options.pop("timeout", None)
+        with self._bounded(timeout) as seconds:
+            self._send(msg, **options | {"timeout": seconds})
+
+    def confirm(self) -> None:
+        """All that was posted is with the server when this returns.
+
+        Raises:
+            Refused: at least one was not taken; the others may have been.
+            OperationalError: there was no answer; each may or may not be there.
+        """
+        try:
+            with self._bounded(None):
+                self._await_confirmations()
+        except RecoverableConnectionError as error:
+            raise OperationalError(str(error)) from error
+
+    def _send(  # noqa: PLR0917  likewise
+        self,
+        msg: amqp.Message,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        immediate: bool,
+        timeout: float,
+    ) -> None:
+        durable = msg.properties.get("delivery_mode") == _DURABLE
+        if durable and not self._confirm_selected:
+            self.confirm_select()
+        self._published += 1
+        mandatory = mandatory or (durable and not exchange)
+        self._basic_publish(msg, exchange, routing_key, mandatory, immediate, timeout)
+        if durable:
+            self._unconfirmed.add(self._published)
+
+    @contextmanager
+    def _bounded(self, timeout: float | None) -> Iterator[float]:
+        """A time for what is in here, and one kind of error; gives the time."""
+        if self.connection is None:  # lost meanwhile; Kombu tries another
+            raise RecoverableConnectionError("the connection of this channel is closed")
+        seconds = timeout or self.connection.confirm_timeout_s
+        with refusals_named(), self._whole(), self.connection.patience(seconds):
+            yield seconds
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """After half a frame, or a message that no queue took, nothing goes on as before."""
+        try:
+            yield
+        except RecoverableConnectionError:
+            if self.connection is not None:
+                self.connection.collect()
+            raise
+        if self._refusals:
+            # What was declared may be gone: look again before the next message.
+            self.connection.client.declared_entities.clear()
+            why, self._refusals = "; ".join(sorted({*self._refusals})), []
+            raise Refused(why)
+
+    def _await_confirmations(self) -> None:
+        while self._unconfirmed:
+            if self.connection is None:
+                raise RecoverableConnectionError("the connection was closed")
+            self.connection.drain_events()
+
+    def _on_basic_ack(self, delivery_tag: int, multiple: bool) -> None:
+        self._settled(delivery_tag, multiple)
+        super()._on_basic_ack(delivery_tag, multiple)
+
+    def _on_basic_nack(self, delivery_tag: int, multiple: bool) -> None:
+        self._refusals.append("the server could not keep it (basic.nack)")
+        self._settled(delivery_tag, multiple)
+        super()._on_basic_nack(delivery_tag, multiple)
+
+    def _settled(self, tag: int, multiple: bool) -> None:
+        of = {one for one in self._unconfirmed if one <= tag} if multiple else {tag}
+        self._unconfirmed -= of
+
+    def _on_basic_return(
+        self, reply_code: int, reply_text: str, exchange: str, routing_key: str, message: Any
+    ) -> None:
+        if self.events.get("basic_return"):
+            super()._on_basic_return(reply_code, reply_text, exchange, routing_key, message)
+        else:
+            to = f"from exchange {exchange!r} to {routing_key!r}" if exchange else repr(routing_key)
+            self._refusals.append(f"no queue: {to} ({reply_code} {reply_text})")
