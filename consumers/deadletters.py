@@ -1,23 +1,22 @@
-"""Where messages end that were not done: dead letters and quarantine.
+"""What is kept of a message that was not done: dead letters and quarantine.
 
 Both are kept whole, with the reason, under an id that follows from the message: written twice, for
-instance by a worker that dies before it acknowledges, they are still one.
+instance by a worker that dies before it acknowledges, they are still one. They are in the
+`umbel.consumers.letterbox`; the way back is `umbel.consumers.replay`.
 """
 
 from __future__ import annotations
 
 import reprlib
 import traceback as tracebacks
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
+from hashlib import sha256
 from typing import Annotated, Any
 
+from celery.app.task import Context
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import from_json, to_json
-
-from umbel.config.errors import UnknownJob
-from umbel.config.store import Store
 
 
 class Kind(StrEnum):
@@ -78,7 +77,7 @@ class DeadLetter(BaseModel):
         job_id: likewise.
         attempts: runs begun, retries included.
         produced_at: when it was sent, ISO 8601, where the message says so.
-        died_at: when it came here, UTC.
+        died_at: when it came here, UTC, by the store's clock.
         shown: the message as logs may show it, secrets as stars.
         content_type: of the body.
         content_encoding: likewise.
@@ -122,58 +121,24 @@ def traceback_of(error: BaseException) -> str:
     return "".join(tracebacks.format_exception(type(error), error, frame)) if frame else ""
 
 
-class DeadLetters:
-    """The dead letters and the quarantine of one app.
+def letter_id(job_id: str, produced_at: str | None, body: bytes) -> str:
+    """The same for every burial of one message, another for another message with that job id.
 
-    Args:
-        store: where they are.
-        namespace: the app's prefix of every key.
+    A plain Celery producer does not say when it sent: there two messages with one id and one body
+    are the same.
     """
+    what = (produced_at or "").encode("utf-8", "backslashreplace") or body
+    digest = sha256(job_id.encode("utf-8", "backslashreplace") + what)
+    return f"{job_id[:100]}.{digest.hexdigest()[:12]}"
 
-    def __init__(self, store: Store, namespace: str) -> None:
-        self._store = store
-        self._letters = f"{namespace}:deadletters"
-        self._by_time = f"{namespace}:deadletters:by-time"
 
-    def add(self, letter: DeadLetter) -> None:
-        """Keep it. Settle the message only after this has returned."""
-        with self._store.client.pipeline() as together:
-            together.hset(self._letters, letter.id, letter.model_dump_json())
-            together.zadd(self._by_time, {letter.id: letter.died_at.timestamp()})
-            together.execute()
+# What a message of protocol 2 has in its headers; Celery's request keeps the rest apart.
+_CELERYS = "lang task id shadow eta expires group group_index timelimit root_id parent_id origin"
+_CELERYS += " argsrepr kwargsrepr ignore_result replaced_task_nesting stamped_headers stamps"
 
-    def newest(
-        self, limit: int, kind: Kind | None = None, queue: str | None = None
-    ) -> Iterator[DeadLetter]:
-        """Up to `limit` of them, the newest first, of one kind or from one queue if given."""
-        page, start = 200, 0
-        while limit > 0:
-            ids = self._store.client.zrevrange(self._by_time, start, start + page - 1)
-            if not ids:
-                return
-            start += page
-            for text in self._store.client.hmget(self._letters, [str(id_) for id_ in ids]):
-                letter = DeadLetter.model_validate_json(text) if text else None
-                if letter and kind in {None, letter.kind} and queue in {None, letter.queue}:
-                    yield letter
-                    limit -= 1
-                    if limit == 0:
-                        return
 
-    def get(self, letter_id: str) -> DeadLetter:
-        """One, whole, by its id or by its job's id (the newest, where that has several).
-
-        Raises:
-            UnknownJob: there is none.
-        """
-        text = self._store.client.hget(self._letters, letter_id)
-        if text:
-            return DeadLetter.model_validate_json(text)
-        for letter in self.newest(limit=10_000):
-            if letter.job_id == letter_id:
-                return letter
-        raise UnknownJob(f"no dead letter {letter_id!r}; `deadletters list` shows their ids")
-
-    def count(self) -> int:
-        """How many there are, of both kinds."""
-        return int(self._store.client.hlen(self._letters))
+def headers_of(request: Context) -> dict[str, Any]:
+    """All headers with which a message came, of what Celery made of it."""
+    celerys = {name: request.get(name) for name in _CELERYS.split()}
+    known = {name: value for name, value in celerys.items() if value is not None}
+    return {**known, **(request.headers or {})}

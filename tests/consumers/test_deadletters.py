@@ -6,9 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 from support.process import eventually
+
+from umbel.cli.deadletters import deadletters
 
 APP = """
 from umbel import Message, Umbel
@@ -50,11 +54,23 @@ def test_list_shows_what_was_not_done(shop):
     assert "shop.fail" in table
     assert "ValueError: no [bold]luck" in table
     assert "quarantine" in table
-    one = celery(shop, "deadletters", "list", "--json", "--kind", "dead").stdout
+    one = celery(shop, "deadletters", "list", "--format", "json", "--kind", "dead").stdout
     assert json.loads(one) | {"job_id": "job-7", "reason": "failed", "attempts": 1} == json.loads(
         one
     )
     assert celery(shop, "deadletters", "list", "--queue", "nope").stdout == b"no dead letters\n"
+
+
+def test_a_terminal_obeys_no_message(shop):
+    """What is a stranger's is shown without its control characters, on one line."""
+    for letter in shop.app.dead_letters.newest(9):
+        letter.error = letter.queue = "\x1b[2Jred\r\nline"
+        letter.traceback = ""
+        shop.app.dead_letters.add(letter)
+    for arguments in (["list"], ["show", "job-7"], ["replay", "--all", "--dry-run"]):
+        shown = CliRunner().invoke(deadletters, arguments, obj=SimpleNamespace(app=shop.app)).output
+        assert "red" in shown
+        assert not {"\x1b", "\r", "\nline"} & set(shown)
 
 
 def test_show_tells_all_but_the_body(shop):
