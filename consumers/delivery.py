@@ -9,53 +9,63 @@ same exits.
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, NoReturn, Protocol, cast
 
 from celery.exceptions import Ignore, Reject
 from celery.exceptions import Retry as CeleryRetry
-from kombu.exceptions import OperationalError
 from kombu.utils.json import dumps
 from pydantic import ValidationError
-from redis.exceptions import ConnectionError as StoreConnectionError
-from redis.exceptions import TimeoutError as StoreTimeoutError
 
 from umbel.config.errors import ContractError, JobCancelled, JobFailed
+from umbel.consumers.callbacks import tell_dropped, tell_failure, tell_success
 from umbel.consumers.deadletters import (
     DeadLetter,
-    DeadLetters,
     Kind,
     Reason,
     describe,
+    headers_of,
+    letter_id,
     traceback_of,
 )
+from umbel.consumers.keys import Once, Reserved
+from umbel.consumers.letterbox import DeadLetters
 from umbel.consumers.loop import ProcessLoop
 from umbel.consumers.outcomes import (
     Cancelled,
     Dead,
     Done,
     Dropped,
+    Lost,
+    Moved,
     Outcome,
     Passed,
     Quarantined,
     Retried,
     Returned,
 )
+from umbel.jobs import versions
 from umbel.jobs.context import JobContext, current
 from umbel.jobs.contracts import Message
 from umbel.jobs.job import Job, JobApp
+from umbel.jobs.outages import AWAY, held, still_held, wait_out
 from umbel.jobs.records import JobState, Progress
-from umbel.jobs.wire import Checked, Envelope, is_tracked
+from umbel.jobs.wire import Checked, Envelope, fence_of, is_tracked
+from umbel.routing.valkey import Holding
 
-RETURN_AFTER_S = 5.0
-"""Pause before a message that this worker is too old for, or that found no store, comes back."""
+logger = logging.getLogger("umbel.worker")
+
 MAX_RETURNS = 120
 """How often a message comes back for a newer worker before it is quarantined: ten minutes."""
 
-_AWAY = (OperationalError, StoreConnectionError, StoreTimeoutError)
+LOOK_S = 0.5
+"""How often a job that waits in its place looks whether it is still its own."""
 
 _loop = ProcessLoop()
 
@@ -65,6 +75,8 @@ class WorkerApp(JobApp, Protocol):
 
     @property
     def dead_letters(self) -> DeadLetters: ...
+    @property
+    def once(self) -> Once: ...
 
 
 @dataclass(frozen=True)
@@ -74,10 +86,12 @@ class Delivery:
     Attributes:
         job: which is to run.
         request: Celery's facts of the message, a `celery.app.task.Context`.
+        reruns: runs before this one within the same delivery: retries that keep their place.
     """
 
     job: Job[Any, Any, Any]
     request: Any
+    reruns: int = 0
 
     @property
     def app(self) -> WorkerApp:
@@ -89,10 +103,19 @@ class Delivery:
         """Our headers."""
         return Envelope.read(vars(self.request))
 
+    @cached_property
+    def contract(self) -> type[Message]:
+        """The class of the message.
+
+        Raises:
+            ContractError: a subscriber that takes several events knows none of this name.
+        """
+        return self.job.contract_for(self.envelope.contract)
+
     @property
     def attempt(self) -> int:
         """Which run this is, from 1."""
-        return int(self.request.retries or 0) + 1
+        return int(self.request.retries or 0) + 1 + self.reruns
 
     @property
     def job_id(self) -> str:
@@ -102,29 +125,53 @@ class Delivery:
     @cached_property
     def tracked(self) -> bool:
         """Whether the store has, or shall have, a record."""
-        return is_tracked(self.envelope, self.request) and self.app.store is not None
+        return is_tracked(self.request) and self.app.store is not None
 
-    def context(self) -> JobContext:
+    def context(self, reserved: Reserved) -> JobContext:
         """What the job gets as its second parameter."""
         correlation_id = self.envelope.correlation_id or self.job_id
-        return JobContext(self.job_id, self.attempt, correlation_id, self._report())
+        saga = self.envelope.saga or ""
+        report = self._report(reserved)
+        return JobContext(self.job_id, self.attempt, correlation_id, report, saga)
 
     def begin(self, progress: Progress | None = None) -> tuple[JobState, bool]:
         """Tell the record that this run is on. Returns its state and if the end is wanted."""
         if not self.tracked:
             return JobState.RUNNING, False
         return self.app.records.running(
-            self.job_id, name=self.job.name, attempt=self.attempt, progress=progress
+            self.job_id,
+            name=self.job.name,
+            attempt=self.attempt,
+            progress=progress,
+            fence=fence_of(self.request),
         )
 
-    def _report(self) -> Any:
+    @property
+    def max_deliveries(self) -> int:
+        """Runs that may end without an outcome."""
+        return self.job.max_deliveries or self.app.settings.max_deliveries
+
+    @property
+    def queue(self) -> str:
+        """Where the message was."""
+        came_by = self.request.delivery_info or {}
+        return came_by.get("routing_key") or self.job.work_queue.name
+
+    @property
+    def lost(self) -> bool:
+        """Whether another worker has the message by now: this one was stopped or cut off."""
+        return held(self.request) is Holding.NO
+
+    def _report(self, reserved: Reserved) -> Any:
         limit_s = None if self.job.is_async else self.job.timeout_s
         ends_at = monotonic() + limit_s if limit_s else float("inf")
 
         def report(progress: Progress | None) -> bool:
-            if progress:
-                send_progress(self, progress)
-            _, wanted = self.begin(progress)
+            wanted = reserved.lost
+            with suppress(*AWAY):  # that nobody can be told is no reason to fail
+                if progress:
+                    send_progress(self, progress)
+                wanted = wanted or self.lost or self.begin(progress)[1]
             return wanted or monotonic() >= ends_at
 
         return report
@@ -133,40 +180,96 @@ class Delivery:
 def deliver(job: Job[Any, Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run `job` on what a message carried. Returns the result, or raises Celery's signal."""
     delivery = Delivery(job, job._get_request())
-    outcome = outcome_of(delivery, args, kwargs)
-    try:
-        return settle(delivery, outcome)
-    except _AWAY as error:
-        # Nothing could be written, so nothing may be acknowledged.
-        raise Reject(f"could not settle: {describe(error)}", requeue=True) from error
+    with Reserved(delivery.app) as reserved:
+        outcome = outcome_of(delivery, args, kwargs, reserved)
+        while job.work_queue.shards and (rest := in_place(delivery, outcome)):
+            delivery = rest
+            outcome = outcome_of(delivery, args, kwargs, reserved)
+        return settle_at_last(delivery, outcome)
 
 
-def outcome_of(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
+def settle_at_last(delivery: Delivery, outcome: Outcome) -> Any:
+    """`settle`, once the broker and the store can be written."""
+    while True:
+        try:
+            return settle(delivery, outcome)
+        except AWAY as error:
+            if isinstance(outcome, Dead) and error is outcome.error:
+                raise  # the job's own, and settled
+            wait_out(delivery.request, error)
+
+
+def outcome_of(
+    delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any], reserved: Reserved
+) -> Outcome:
     """Resolve, check, run."""
-    contract, envelope = delivery.job.contract, delivery.envelope
-    if (envelope.version or 0) > contract.contract_version:
-        return too_new(envelope, contract)
+    message = checked(delivery, args, kwargs, reserved)
+    return run(delivery, message, reserved) if isinstance(message, Message) else message
+
+
+def checked(
+    delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any], reserved: Reserved
+) -> Message | Outcome:
+    """The message that is to be run now, or what is to come of it without a run."""
     try:
-        message = contract.received(only(contract, args, kwargs))
+        if not_for_us := without_a_run(delivery):
+            return not_for_us
+        message = received(delivery.contract, args, kwargs, delivery.envelope)
+        if not_now := elsewhere(delivery, message) or reserved.reserve(delivery, message):
+            return not_now
+        state, wanted = delivery.begin()
     except ContractError as error:
         return Quarantined(error)
-    except Exception as error:  # a validator of the contract's own, text that is no Unicode
-        return Quarantined(ContractError(contract.contract_name, [describe(error)]))
-    try:
-        state, wanted = delivery.begin()
-    except _AWAY as error:
+    except AWAY as error:
         return Returned(f"the state store does not answer ({error})", counted=False)
     if wanted or state is JobState.CANCELLED:
         return Cancelled()
-    return Dropped(state) if state.final else run(delivery, message)
+    return Dropped(state) if state.final else message
 
 
-def run(delivery: Delivery, message: Message) -> Outcome:
+def without_a_run(delivery: Delivery) -> Outcome | None:
+    """What the envelope alone decides."""
+    contract, envelope = delivery.contract, delivery.envelope
+    if delivery.lost:
+        return Lost()
+    if envelope.deliveries >= delivery.max_deliveries:
+        why = f"{envelope.deliveries} workers died in the middle of it"
+        return Dead(JobFailed(why, delivery.job_id), Reason.CRASHED)
+    if (envelope.version or 0) > contract.contract_version:
+        return too_new(envelope, contract)
+    return None
+
+
+def elsewhere(delivery: Delivery, message: Message) -> Moved | None:
+    """Where a message belongs that its producer put into the wrong shard."""
+    queue = delivery.job.queue_for(message) if delivery.job.work_queue.shards else delivery.queue
+    return None if queue == delivery.queue else Moved(queue)
+
+
+def in_place(delivery: Delivery, outcome: Outcome) -> Delivery | None:
+    """The next run of a message that keeps its place in its shard, after the pause before it."""
+    match outcome:
+        case Retried(error, delay_s):
+            if delivery.tracked:
+                delivery.app.records.retrying(delivery.job_id, describe(error))
+            delivery.job.send_event("task-retried", exception=describe(error), traceback="")
+            following = replace(delivery, reruns=delivery.reruns + 1)
+        case Returned(counted=False, delay_s=delay_s):
+            following = delivery
+        case _:
+            return None
+    until = monotonic() + delay_s
+    while (left_s := until - monotonic()) > 0 and not following.lost:
+        sleep(min(left_s, LOOK_S))
+    return following
+
+
+def run(delivery: Delivery, message: Message, reserved: Reserved) -> Outcome:
     """The job itself, and what its end means."""
-    job, context = delivery.job, delivery.context()
+    job, context = delivery.job, delivery.context(reserved)
     inside = current.set(context)
     try:
-        return Done(job.encode_result(call(job, message, context)))
+        return Done(job.encode_result(call(job, message, context)), reserved.once)
     except (Ignore, Reject, CeleryRetry) as signal:
         return Passed(signal)
     except (JobCancelled, asyncio.CancelledError) as error:
@@ -208,15 +311,22 @@ def settle(delivery: Delivery, outcome: Outcome) -> Any:
     """Make the outcome true, then let Celery acknowledge: that is what returning or raising does.
 
     Whatever is to survive (a retry, a dead letter) is written before, so that a crash in between
-    repeats it instead of losing it.
+    repeats it instead of losing it. Who has lost the message writes nothing.
     """
+    if not still_held(delivery.request):
+        outcome = Lost()
     match outcome:
-        case Done(result):
+        case Done(result, once):
+            if once:
+                delivery.app.once.remember(once, result)
+            tell_success(delivery, result.value)
             return result
         case Retried(error, delay_s):
             retry(delivery, error, delay_s)
-        case Returned(why, counted):
-            give_back(delivery, why, counted)
+        case Returned():
+            give_back(delivery, outcome)
+        case Moved(queue):
+            move(delivery, queue)
         case Dead(error, reason):
             bury(delivery, Kind.DEAD, reason, error)
             raise portable(error)
@@ -226,8 +336,8 @@ def settle(delivery: Delivery, outcome: Outcome) -> Any:
         case Cancelled():
             announce_cancelled(delivery)
             raise Ignore("cancelled")
-        case Dropped(state):
-            raise Ignore(f"a copy of a job that has {state.value}")
+        case Lost() | Dropped():
+            raise Ignore(outcome.why)
         case Passed(signal):
             if isinstance(signal, Reject) and not signal.requeue:
                 bury(delivery, Kind.DEAD, Reason.REJECTED, signal)
@@ -240,15 +350,43 @@ def retry(delivery: Delivery, error: Exception, delay_s: float) -> NoReturn:
     raise CeleryRetry(exc=portable(error), when=delay_s)
 
 
-def give_back(delivery: Delivery, why: str, counted: bool) -> NoReturn:
+def give_back(delivery: Delivery, returned: Returned) -> NoReturn:
     """Send the message again for the same run."""
+    if delivery.job.work_queue.shards:
+        sleep(returned.delay_s)
+        raise Reject(returned.why, requeue=True)  # to the head of its queue
     envelope = delivery.envelope
-    returned = replace(envelope, returns=envelope.returns + counted)
-    again(delivery, returned, RETURN_AFTER_S, attempt=delivery.attempt)
-    raise CeleryRetry(message=why, when=RETURN_AFTER_S)
+    following = replace(envelope, returns=envelope.returns + returned.counted)
+    again(delivery, following, returned.delay_s, attempt=delivery.attempt)
+    logger.log(
+        logging.DEBUG if returned.quiet else logging.WARNING,
+        "job %s is put off for %g s: %s",
+        *(delivery.job_id, returned.delay_s, returned.why),
+        extra={"action": "returned", "job_id": delivery.job_id},
+    )
+    if returned.counted:
+        raise CeleryRetry(message=returned.why, when=returned.delay_s)
+    raise Ignore(returned.why)  # it has not begun, and the record cannot be told
 
 
-def again(delivery: Delivery, envelope: Envelope, delay_s: float, attempt: int) -> None:
+def move(delivery: Delivery, queue: str) -> NoReturn:
+    """Send the message to the shard that it belongs to."""
+    again(delivery, delivery.envelope, 0, attempt=delivery.attempt, queue=queue)
+    logger.warning(
+        "job %s was in %s and belongs into %s: its producer counts other shards",
+        *(delivery.job_id, delivery.queue, queue),
+        extra={"action": "moved", "job_id": delivery.job_id},
+    )
+    raise Ignore(f"moved to {queue}")
+
+
+def again(
+    delivery: Delivery,
+    envelope: Envelope,
+    delay_s: float,
+    attempt: int,
+    queue: str | None = None,
+) -> None:
     """Publish a copy of the message, as it came but for what is counted."""
     request = delivery.request
     args = [Checked(arg) if isinstance(arg, dict) else arg for arg in request.args or ()]
@@ -256,6 +394,7 @@ def again(delivery: Delivery, envelope: Envelope, delay_s: float, attempt: int) 
         request,
         args,
         request.kwargs,
+        queue=queue,
         countdown=delay_s or None,
         retries=attempt - 1,
         headers={**(request.headers or {}), **envelope.headers()},
@@ -265,7 +404,7 @@ def again(delivery: Delivery, envelope: Envelope, delay_s: float, attempt: int) 
 
 
 def bury(delivery: Delivery, kind: Kind, reason: Reason, error: BaseException) -> None:
-    """Keep the message with what ended it."""
+    """Keep the message with what ended it, and tell whoever wants to know."""
     request, envelope = delivery.request, delivery.envelope
     embedded = {
         "callbacks": request.callbacks,
@@ -273,14 +412,16 @@ def bury(delivery: Delivery, kind: Kind, reason: Reason, error: BaseException) -
         "chain": request.chain,
         "chord": request.chord,
     }
+    body = dumps([request.args, request.kwargs, embedded]).encode()
+    came_by = request.delivery_info or {}
     delivery.app.dead_letters.add(
         DeadLetter(
-            id=f"{delivery.job_id}.{delivery.attempt}",
+            id=letter_id(delivery.job_id, envelope.produced_at, body),
             kind=kind,
             reason=reason,
             error=describe(error),
             traceback=traceback_of(error),
-            queue=(request.delivery_info or {}).get("routing_key") or delivery.job.work_queue.name,
+            queue=delivery.queue,
             job=delivery.job.name,
             job_id=delivery.job_id,
             attempts=delivery.attempt if kind is Kind.DEAD else delivery.attempt - 1,
@@ -288,16 +429,22 @@ def bury(delivery: Delivery, kind: Kind, reason: Reason, error: BaseException) -
             shown=request.get("argsrepr") or "",
             content_type="application/json",
             content_encoding="utf-8",
-            headers={**(request.headers or {}), **envelope.headers()},
-            properties={"correlation_id": request.correlation_id, "reply_to": request.reply_to},
-            body=dumps([request.args, request.kwargs, embedded]).encode(),
+            headers=headers_of(request),
+            properties={
+                "correlation_id": request.correlation_id,
+                "reply_to": request.reply_to,
+                "priority": came_by.get("priority"),
+            },
+            body=body,
         )
     )
+    tell_failure(delivery, reason.value, describe(error))
 
 
 def announce_cancelled(delivery: Delivery) -> None:
     """To the record and to Flower."""
     job, request = delivery.job, delivery.request
+    tell_dropped(delivery, "cancelled")
     job.backend.mark_as_revoked(
         delivery.job_id, "cancelled", request=request, store_result=not request.ignore_result
     )
@@ -311,7 +458,24 @@ def send_progress(delivery: Delivery, progress: Progress) -> None:
     delivery.job.send_event("task-progress", result=f"{done} {progress.note}".strip())
 
 
-def only(contract: type[Message], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def received(
+    contract: type[Message], args: Sequence[Any], kwargs: Mapping[str, Any], envelope: Envelope
+) -> Message:
+    """The message that a job's payload is, after the consumer's check, carried to today's version.
+
+    Raises:
+        ContractError: it does not fit.
+    """
+    try:
+        payload = only(contract, args, kwargs)
+        return versions.received(contract, payload, envelope.contract, envelope.version)
+    except ContractError:
+        raise
+    except Exception as error:  # a validator of the contract's own, text that is no Unicode
+        raise ContractError(contract.contract_name, [describe(error)]) from error
+
+
+def only(contract: type[Message], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The one argument that a job's message has.
 
     Raises:

@@ -15,9 +15,15 @@ from umbel.jobs.wire import Sealed
 
 @dataclass(frozen=True)
 class Done:
-    """The job returned; the message is done with."""
+    """The job returned, now or before under the same idempotency key.
+
+    Attributes:
+        result: what it returned.
+        once: the idempotency key to remember it by.
+    """
 
     result: Sealed
+    once: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,10 +52,26 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Returned:
-    """Not for this worker now: back to the queue, after a pause."""
+    """Not for this worker, or not now: back to the queue, after a pause.
+
+    Attributes:
+        why: for people.
+        counted: whether there is an end to it.
+        delay_s: the pause, in seconds.
+        quiet: whether it is nothing to warn of.
+    """
 
     why: str
     counted: bool
+    delay_s: float = 5.0
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The message belongs into another queue."""
+
+    queue: str
 
 
 @dataclass(frozen=True)
@@ -58,10 +80,22 @@ class Cancelled:
 
 
 @dataclass(frozen=True)
+class Lost:
+    """Another worker has the message by now: whatever this one would say is void."""
+
+    why = "another worker has the message: this one was not heard for a lease"
+
+
+@dataclass(frozen=True)
 class Dropped:
     """A copy of a job that has ended: nothing to do."""
 
     state: JobState
+
+    @property
+    def why(self) -> str:
+        """For people."""
+        return f"a copy of a job that has {self.state.value}"
 
 
 @dataclass(frozen=True)
@@ -71,4 +105,6 @@ class Passed:
     signal: Ignore | Reject | CeleryRetry
 
 
-Outcome = Done | Retried | Dead | Quarantined | Returned | Cancelled | Dropped | Passed
+Outcome = (
+    Done | Retried | Dead | Quarantined | Returned | Moved | Cancelled | Lost | Dropped | Passed
+)

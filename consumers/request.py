@@ -7,6 +7,7 @@ the same exits are taken for it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,16 +16,90 @@ from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import WorkerLostError
 from celery.exceptions import TimeLimitExceeded
 from celery.worker import request, state
+from kombu.asynchronous import get_event_loop
 
+from umbel.consumers.callbacks import tell_dropped
 from umbel.consumers.deadletters import Kind, Reason, describe
 from umbel.consumers.delivery import Delivery, again, bury, failure
 from umbel.consumers.outcomes import Dead, Retried
 from umbel.jobs.job import Job
+from umbel.jobs.outages import AWAY, WRITE_AGAIN_S, held, tell_waiting
 from umbel.jobs.records import JobState
+from umbel.jobs.wire import Envelope
+from umbel.routing.valkey import Holding
 
 
-class Request(request.Request):
-    """One message in the hands of this worker."""
+class Held(request.Request):
+    """One message in the hands of this worker: of a job, or of any of Celery's tasks."""
+
+    lost = False
+    _begun = False
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """The run has begun."""
+        self.begin()
+        super().on_accepted(pid, time_accepted)
+
+    def begin(self) -> None:
+        """Say that the run begins, once."""
+        begun = getattr(self._message, "begun", None)
+        if begun and not self._begun:
+            self._begun = True
+            begun()
+
+    def keep(self) -> None:
+        """If a process of the pool has it, it runs: also when the connection is lost."""
+        keep = getattr(self._message, "keep", None)
+        if keep and self._apply_result is not None and not self.acknowledged:
+            keep()
+
+    def lose(self, pool: Any) -> None:
+        """If others have the message by now, end the run and say nothing about it."""
+        if held(self._context) is Holding.NO and not (self.lost or self.acknowledged):
+            self.lost = True
+            with suppress(NotImplementedError):  # threads end by themselves: context.cancelled
+                self.cancel(pool, emit_retry=False)
+
+    def insist(self, settle: Callable[[], None]) -> None:
+        """Settle, and do so again while that cannot be written: the main process cannot wait.
+
+        Args:
+            settle: may be called again after it was interrupted anywhere.
+        """
+        try:
+            settle()
+        except AWAY as error:
+            tell_waiting(self.id, error)
+            loop: Any = get_event_loop()
+            loop.call_later(WRITE_AGAIN_S, self.insist, settle)
+
+    def _announce_revoked(self, reason: str, *args: Any) -> None:
+        announce = super()._announce_revoked
+
+        def settle() -> None:
+            self._tell_dropped(reason)
+            announce(reason, *args)
+
+        self.insist(settle)
+        self._already_revoked = True
+
+    def _tell_dropped(self, why: str) -> None:
+        """A task of Celery's has nobody to tell."""
+
+    def _announce_cancelled(self, *args: Any, **options: Any) -> None:
+        self.insist(partial(super()._announce_cancelled, *args, **options))
+        self._already_cancelled = True
+
+    def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> None:
+        """A run that we ended did not fail."""
+        if self.lost:
+            state.task_ready(self)
+        else:
+            super().on_failure(exc_info, *args, **options)
+
+
+class Request(Held):
+    """One message of a job."""
 
     _over_time_settled = False
 
@@ -32,20 +107,24 @@ class Request(request.Request):
         """Prefork has killed the child that ran too long; `on_failure` may have come first."""
         if soft or state.should_terminate:
             super().on_timeout(soft, timeout)
-        elif not self._over_time_settled:
+        else:
             self._over_time(timeout, partial(super().on_timeout, soft, timeout))
 
     def _over_time(self, limit_s: float, finish: Callable[[], None]) -> None:
-        """Decide by the job's policy; `finish` is what Celery does for a failure."""
-        self._over_time_settled = True
+        """Settle it once; `finish` is what Celery does for a failure."""
+        if not self._over_time_settled:
+            self._over_time_settled = True
+            self.insist(partial(self._settle_over_time, limit_s, finish))
+
+    def _settle_over_time(self, limit_s: float, finish: Callable[[], None]) -> None:
+        """By the job's policy."""
         # The limit is the job's, or one that the sender or Celery's settings gave.
         limit_s = self._job.timeout_s or limit_s
         error = TimeoutError(f"ran longer than timeout_s={limit_s:g} and was killed")
         match failure(self._delivery, error):
             case Retried(delay_s=delay_s):
                 envelope = replace(self._delivery.envelope, deliveries=0)
-                again(self._delivery, envelope, delay_s, attempt=self._delivery.attempt + 1)
-                self._retried(describe(error))
+                self._retry(envelope, delay_s, self._delivery.attempt + 1, describe(error))
             case Dead():
                 bury(self._delivery, Kind.DEAD, Reason.TIMED_OUT, error)
                 if self._delivery.tracked:  # before Celery does, whose text says less
@@ -56,37 +135,41 @@ class Request(request.Request):
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> None:
         """The child died, or the job raised; the latter has settled itself already."""
+        if self.lost:
+            super().on_failure(exc_info)
+            return
         error = _error_of(exc_info)
         fail = partial(super().on_failure, exc_info, send_failed_event, return_ok)
+        stopped = self._already_cancelled or self._already_revoked or state.should_terminate
         if isinstance(error, TimeLimitExceeded) and not state.should_terminate:
-            if not self._over_time_settled:
-                self._over_time(error.args[0], fail)
-            return
-        stopped_by_us = self._already_cancelled or self._already_revoked
-        if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt) and not (
-            stopped_by_us or state.should_terminate
-        ):
-            envelope = self._delivery.envelope
-            counted = replace(envelope, deliveries=envelope.deliveries + 1)
-            if counted.deliveries < self._max_deliveries:
-                again(self._delivery, counted, 0, attempt=self._delivery.attempt)
-                self._retried(f"{describe(error)} (run {counted.deliveries} without an outcome)")
-                return
-            bury(self._delivery, Kind.DEAD, Reason.CRASHED, error)
-        fail()
+            self._over_time(error.args[0], fail)
+        elif isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt) and not stopped:
+            self.insist(partial(self._settle_crash, error, fail))
+        else:
+            self.insist(fail)
 
-    def _retried(self, error: str) -> None:
-        """The copy is sent: this one is done with."""
+    def _tell_dropped(self, why: str) -> None:
+        tell_dropped(self._delivery, why)
+
+    def _settle_crash(self, error: BaseException, finish: Callable[[], None]) -> None:
+        """By the number of runs without an outcome."""
+        envelope = self._delivery.envelope
+        counted = replace(envelope, deliveries=envelope.deliveries + 1)
+        if counted.deliveries < self._delivery.max_deliveries:
+            why = f"{describe(error)} (run {counted.deliveries} without an outcome)"
+            self._retry(counted, 0, self._delivery.attempt, why)
+        else:
+            bury(self._delivery, Kind.DEAD, Reason.CRASHED, error)
+            finish()
+
+    def _retry(self, envelope: Envelope, delay_s: float, attempt: int, error: str) -> None:
+        """Send the copy that is run next; with that, this one is done with."""
         state.task_ready(self)
         if self._delivery.tracked:
             self._app.records.retrying(self.id, error)
+        again(self._delivery, envelope, delay_s, attempt)
         self.acknowledge()
         self.send_event("task-retried", exception=error, traceback="")
-
-    @property
-    def _max_deliveries(self) -> int:
-        limit: int = self._job.max_deliveries or self._app.settings.max_deliveries
-        return limit
 
     @property
     def _job(self) -> Job[Any, Any, Any]:

@@ -2,109 +2,133 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Annotated, Any
+from typing import Any, ClassVar
 
-from celery.app.task import Context
+from celery import signals
+from celery.app.task import Task
 from celery.apps import worker as celery_worker
-from celery.worker import consumer
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
+from celery.concurrency import prefork as celery_prefork
+from celery.worker import consumer, state
 
-from umbel.config.errors import StoreRequired, UnknownQueue
+from umbel.config.errors import SettingsError, ShardsChanged, StoreRequired, UnknownQueue
 from umbel.consumers.deadletters import DeadLetter, Kind, Reason, describe
+from umbel.consumers.drain import Drain
+from umbel.consumers.inspection import Misfit, inspect
+from umbel.consumers.prefork import TaskPool
+from umbel.consumers.request import Held
+from umbel.consumers.subscriptions import address
 from umbel.jobs.records import JobState
 from umbel.jobs.wire import Envelope
-from umbel.routing.valkey import RAW_HEADER
+from umbel.routing import json
 
 logger = logging.getLogger("umbel.worker")
 
+EVENTS_EVERY_S = 0.1
+"""Longest time for which an event for Flower waits for others."""
+MOST_EVENTS = 1000
+"""Most events of one message."""
+
+RECONNECT = {"interval_start": 0.1, "interval_step": 0.3, "interval_max": 1.0}
+"""Seconds between looks for a broker that is away; Celery's grow to half a minute."""
+
+TICK_S = 1.0
+"""How often a supervisor is told that the worker lives."""
+
 Handler = Callable[[Any], Any]
-
-# Celery makes each header an attribute of the request: these would hide its methods.
-_RESERVED = frozenset(
-    name
-    for name, value in vars(Context).items()
-    if name.startswith("_") or callable(value) or isinstance(value, property)
-)
-
-
-class _Signature(BaseModel):  # type: ignore[no-redef]  # the plug-in's __init__ has **kwargs
-    """A task that is to follow."""
-
-    model_config = ConfigDict(extra="allow")
-
-    task: str = Field(min_length=1)
-    args: list[Any]
-    kwargs: dict[str, Any]
-    options: dict[str, Any]
-
-
-class _Embedded(BaseModel):
-    """The third part of the body."""
-
-    model_config = ConfigDict(extra="allow")
-
-    callbacks: list[_Signature] | None = None
-    errbacks: list[_Signature] | None = None
-    chain: list[_Signature] | None = None
-    chord: _Signature | None = None
-
-
-def _on_the_clock(time: datetime) -> datetime:
-    """Celery drops a message whose time is beyond its calendar in some zone."""
-    try:
-        time.astimezone(UTC)
-    except OverflowError as error:
-        raise ValueError(f"{time} is no time in UTC") from error
-    return time
-
-
-_Time = Annotated[datetime, AfterValidator(_on_the_clock)]
-_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class _TaskHeaders(_Embedded):
-    """What Celery's worker relies on in a protocol-2 message, and does not check itself.
-
-    It takes what belongs into the body from here too, where the body has none.
-    """
-
-    id: str = Field(min_length=1)
-    task: str = Field(min_length=1)
-    retries: int | None = Field(default=0, ge=0)
-    eta: _Time | None = None
-    expires: _Time | None = None
-    timelimit: tuple[_Seconds | None, _Seconds | None] | None = None
-    root_id: str | None = None
-    parent_id: str | None = None
-    shadow: str | None = None
-    argsrepr: str | None = None
-    kwargsrepr: str | None = None
-    stamped_headers: list[str] | None = None
-    stamps: dict[str, Any] | None = None
-    replaced_task_nesting: int | None = 0
-    group: str | None = None
-    ignore_result: bool | None = None
-
-
-_BODY: TypeAdapter[Any] = TypeAdapter(tuple[list[Any], dict[str, Any], _Embedded | None])
-
-
-class Misfit(Exception):
-    """A message that no job can be run for; says why."""
-
-    def __init__(self, reason: Reason, error: str) -> None:
-        self.reason = reason
-        self.error = error
-        super().__init__(reason, error)
 
 
 class Consumer(consumer.Consumer):
     """Celery's consumer, which looks at a message before Celery trips over it."""
+
+    class Blueprint(consumer.Consumer.Blueprint):
+        """Celery's, without the 28 queues for delays that it would declare on RabbitMQ.
+
+        They hold what comes through topic exchanges, and ours hang on the default exchange.
+        """
+
+        default_steps: ClassVar = [
+            step for step in consumer.Consumer.Blueprint.default_steps if "delayed" not in step
+        ]
+
+    pool: Any
+    _events_due = False
+
+    def call_soon_ack(self, p: Any, *args: Any, **options: Any) -> Any:
+        """At once where that is safe in threads: on our transports it is."""
+        if self.connection and getattr(self.connection.transport, "acks_at_once", False):
+            return p(*args, **options)
+        return super().call_soon_ack(p, *args, **options)
+
+    def on_ready(self) -> None:
+        """Begin anew: what others have by now ends here, if it is only now that this is known."""
+        for request in tuple(state.requests.values()):
+            if isinstance(request, Held):
+                request.lose(self.pool)
+        super().on_ready()
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Jobs go on while their messages are held, and are ended when they are not."""
+        for request in tuple(state.requests.values()):
+            if isinstance(request, Held):
+                request.lose(self.pool)
+                request.keep()
+        super().on_connection_error_after_connected(exc)
+
+    def on_close(self) -> None:
+        """What the pool has it runs; Celery's would forget about it."""
+        self._flush_events()
+        pool, self.pool = self.pool, None
+        try:
+            super().on_close()
+        finally:
+            self.pool = pool
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Once the connection is there."""
+        super().register_with_event_loop(hub)
+        hub.call_repeatedly(TICK_S, self.tick)
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Waiting for the broker is life too: the jobs go on."""
+        connect = conn.ensure_connection
+
+        def ensure_connection(*args: Any, callback: Callable[[], Any], **options: Any) -> Any:
+            def waiting() -> None:
+                self.tick()
+                callback()
+
+            return connect(*args, callback=waiting, **RECONNECT, **options)
+
+        conn.ensure_connection = ensure_connection
+        return super().ensure_connected(conn)
+
+    def tick(self) -> None:
+        """Tell a supervisor that the event loop turns."""
+        if path := self.app.settings.liveness_file:
+            path.touch()
+
+    def on_send_event_buffered(self) -> None:
+        """Events go out together some times a second: one by one they cost more than small jobs."""
+        if self.hub and not self._events_due:
+            self._events_due = True
+            self.hub.call_soon(self.hub.call_later, EVENTS_EVERY_S, self._flush_events)
+
+    def _flush_events(self) -> None:
+        self._events_due = False
+        super()._flush_events()
+        if self.event_dispatcher:
+            self.event_dispatcher.buffer_limit = MOST_EVENTS
+
+    def update_strategies(self) -> None:
+        """Celery's own tasks are held like jobs."""
+        for task in self.app.tasks.values():
+            if task.Request == Task.Request:
+                task.Request = "umbel.consumers.request:Held"
+        super().update_strategies()
 
     def create_task_handler(self, *args: Any, **options: Any) -> Handler:
         """The function that is called with each message."""
@@ -112,7 +136,8 @@ class Consumer(consumer.Consumer):
 
         def on_task_received(message: Any) -> None:
             try:
-                self.inspect(message)
+                address(message, self.app.subscriptions)
+                inspect(message, self.strategies)
                 run(message)
             except Misfit as misfit:
                 self.quarantine(message, misfit.reason, misfit.error)
@@ -124,32 +149,11 @@ class Consumer(consumer.Consumer):
 
         return on_task_received
 
-    def inspect(self, message: Any) -> None:
-        """Raise `Misfit` if there is anything that no job can be run for."""
-        headers = message.headers
-        if not isinstance(headers, dict) or headers.get(RAW_HEADER) or "task" not in headers:
-            raise Misfit(Reason.MALFORMED, "no Celery message: there is no task header")
-        if reserved := _RESERVED & headers.keys():
-            raise Misfit(Reason.MALFORMED, f"headers that Celery keeps to itself: {reserved}")
-        try:
-            _TaskHeaders.model_validate(headers)
-            _BODY.validate_python(message.payload)
-            # Too deep to be pickled for a child: found there, it would cost the pool a place.
-            to_jsonable_python([headers, message.payload], fallback=repr, bytes_mode="base64")
-        except ValidationError as error:
-            raise Misfit(Reason.MALFORMED, _first_problems(error)) from error
-        except Exception as error:
-            what = f"{message.content_type!r}, {message.content_encoding!r}"
-            raise Misfit(Reason.MALFORMED, f"cannot decode {what}: {describe(error)}") from error
-        if headers["task"] not in self.strategies:
-            known = ", ".join(sorted(name for name in self.strategies if name[:7] != "celery."))
-            raise Misfit(
-                Reason.UNKNOWN_JOB, f"no job {headers['task']!r} in this worker; it has: {known}"
-            )
-
     def quarantine(self, message: Any, reason: Reason, error: str) -> None:
         """Keep the message with its raw bytes, then acknowledge it."""
         headers = message.headers if isinstance(message.headers, dict) else {}
+        if not message.errors:  # Kombu has decompressed the body
+            headers = {name: value for name, value in headers.items() if name != "compression"}
         letter = DeadLetter(
             id=_letter_id(message, _text(headers.get("id"))),
             kind=Kind.QUARANTINE,
@@ -200,6 +204,15 @@ class Consumer(consumer.Consumer):
 class Worker(celery_worker.Worker):
     """Celery's worker program."""
 
+    pool_cls: Any
+
+    def on_init_blueprint(self) -> None:
+        """Called before the worker's parts are made."""
+        super().on_init_blueprint()
+        json.register()
+        if self.pool_cls is celery_prefork.TaskPool:
+            self.pool_cls = TaskPool
+
     def setup_queues(self, include: Any, exclude: Any = None) -> None:
         """What is missing ends the program here, with what to do and not with a traceback.
 
@@ -208,15 +221,40 @@ class Worker(celery_worker.Worker):
         try:
             _ = self.app.dead_letters
             super().setup_queues(include, exclude)
-        except (UnknownQueue, StoreRequired) as error:
+            for queue in self.app.work_queues.values():
+                if queue.shards and queue.parts[0] in self.app.amqp.queues.consume_from:
+                    self.app.shard_maps.check(queue)
+        except (UnknownQueue, StoreRequired, SettingsError, ShardsChanged) as error:
             raise SystemExit(f"celery worker: {error}") from error
+
+    def _process_task(self, req: Any) -> None:
+        """Called with each message; where a pool is asked only for a free process, it begins now:
+        its child may take this process along before anybody hears of it."""
+        if self.pool.uses_semaphore and isinstance(req, Held):
+            req.begin()
+        super()._process_task(req)
+
+    def start(self) -> None:
+        """Run until a signal says to finish what runs and to give back what is not done in time."""
+        self._drain = Drain(lambda: self.pool, self.app.amqp.give_back, self.app.settings.grace_s)
+        signals.worker_shutting_down.connect(self._drain.begin)
+        # What is there by now stays: the collector need not look at it again and again, and
+        # children share its pages for longer.
+        gc.collect()
+        gc.freeze()
+        super().start()
+
+    def on_stopped(self) -> None:
+        """Whatever is still held goes back at once."""
+        super().on_stopped()
+        self.app.amqp.give_back()
 
     def on_consumer_ready(self, consumer: Any) -> None:
         """Say what this pool cannot keep."""
         super().on_consumer_ready(consumer)
         if "prefork" in self.pool_cls.__module__:
             return
-        limited = [job.name for job in self.app.jobs.values() if job.timeout_s and not job.is_async]
+        limited = {job.name for job in self.app.jobs.values() if job.timeout_s and not job.is_async}
         if limited:
             logger.warning(
                 "this pool cannot stop a job that runs too long: timeout_s of %s holds only where "
@@ -224,14 +262,6 @@ class Worker(celery_worker.Worker):
                 ", ".join(sorted(limited)),
                 extra={"action": "cooperative_timeouts"},
             )
-
-
-def _first_problems(error: ValidationError) -> str:
-    problems = error.errors(include_url=False, include_input=False)[:3]
-    return "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc']) or 'message'}: {problem['msg']}"
-        for problem in problems
-    )
 
 
 def _text(value: Any) -> str:
@@ -250,6 +280,6 @@ def _letter_id(message: Any, job_id: str) -> str:
     A stranger's job id may come twice. Kombu's tag stays with a message on Valkey; RabbitMQ's
     counts the deliveries of a channel and says nothing.
     """
-    tag = message.delivery_tag if isinstance(message.delivery_tag, str) else ""
+    tag = (message.properties or {}).get("delivery_tag") or ""
     digest = sha256(_bytes(tag) + _bytes(message.body)).hexdigest()[:16]
     return f"{job_id[:100]}.{digest}" if job_id else digest

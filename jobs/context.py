@@ -25,6 +25,7 @@ class JobContext:
         job_id: the id that `send` returned; empty inline.
         attempt: which run this is, from 1.
         correlation_id: joins all that one request set off; empty inline.
+        saga: name and id of the saga that this is a step of, ``order/17``; empty otherwise.
     """
 
     def __init__(
@@ -33,10 +34,12 @@ class JobContext:
         attempt: int = 1,
         correlation_id: str = "",
         report: Report | None = None,
+        saga: str = "",
     ) -> None:
         self.job_id = job_id
         self.attempt = attempt
         self.correlation_id = correlation_id
+        self.saga = saga
         self._report = report
         # Apart, or a job that often looks for the end would never tell how far it is.
         self._told_at = self._asked_at = float("-inf")

@@ -13,7 +13,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from umbel.config.errors import ContractError
 
-_WIRE_NAME = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*")
+WIRE_NAME = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*")
 
 
 class Message(BaseModel):
@@ -28,9 +28,10 @@ class Message(BaseModel):
     Args:
         name: the wire name, lower case words joined by dots.
         version: counts up from 1 with each change that old readers cannot read.
+        aliases: the names that it had before: messages under these are still taken.
 
     Raises:
-        TypeError: at declaration, when the name or the version is missing or malformed.
+        TypeError: at declaration, when a name or the version is missing or malformed.
     """
 
     # On the wire bytes are base64 and names are the aliases, in both directions.
@@ -45,22 +46,36 @@ class Message(BaseModel):
 
     contract_name: ClassVar[str]
     contract_version: ClassVar[int]
+    contract_aliases: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(
-        cls, *, name: str | None = None, version: int | None = None, **config: Any
+        cls,
+        *,
+        name: str | None = None,
+        version: int | None = None,
+        aliases: Sequence[str] = (),
+        **config: Any,
     ) -> None:
         super().__init_subclass__(**config)
-        if name is None and version is None:
+        if name is None and version is None and not aliases:
             return  # a common base of several messages has no contract of its own
-        if name is None or not _WIRE_NAME.fullmatch(name):
+        if isinstance(aliases, str):
             raise TypeError(
-                f"{cls.__name__}: name={name!r} is no wire name; "
-                'expected lower case words joined by dots, name="image.resize"'
+                f"{cls.__name__}: aliases={aliases!r}; expected several, ({aliases!r},)"
             )
+        for one in (name, *aliases):
+            if one is None or not WIRE_NAME.fullmatch(one):
+                raise TypeError(
+                    f"{cls.__name__}: name={one!r} is no wire name; "
+                    'expected lower case words joined by dots, name="image.resize"'
+                )
+        if name is None or len({name, *aliases}) <= len(aliases):
+            raise TypeError(f"{cls.__name__}: aliases={aliases!r} repeat a name")
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise TypeError(f"{cls.__name__}: version={version!r}; expected 1, 2, 3 …")
         cls.contract_name = name
         cls.contract_version = version
+        cls.contract_aliases = tuple(aliases)
 
     @classmethod
     def checked(cls, message: Self | Mapping[str, Any]) -> Self:
@@ -83,6 +98,24 @@ class Message(BaseModel):
             raise ContractError(cls.contract_name, [str(error)]) from error
 
     @classmethod
+    def encoded(cls, message: Self | Mapping[str, Any]) -> bytes:
+        """The message as JSON, after the same check.
+
+        Raises:
+            ContractError: with a line for each field that does not fit.
+        """
+        if type(message) is not cls or has_secrets(cls):
+            return to_json(cls.checked(message).payload())
+        try:
+            data = cls.__pydantic_serializer__.to_json(message, by_alias=True, warnings=False)
+            cls.model_validate_json(data, extra="forbid")
+        except PydanticSerializationError as error:
+            raise ContractError(cls.contract_name, [str(error)]) from error
+        except ValidationError as error:
+            raise contract_error(cls, error) from error
+        return data
+
+    @classmethod
     def received(cls, payload: Any) -> Self:
         """The message after the consumer's check: fields of newer producers are let through.
 
@@ -102,7 +135,7 @@ class Message(BaseModel):
         try:
             return cls.model_validate_json(data, extra=extra)
         except ValidationError as error:
-            raise _contract_error(cls, error) from error
+            raise contract_error(cls, error) from error
 
     def payload(self) -> dict[str, Any]:
         """The message as JSON types. Secrets are in it: it is for the wire, not for logs."""
@@ -112,6 +145,14 @@ class Message(BaseModel):
     def __json__(self) -> dict[str, Any]:
         """Kombu's hook: a message inside a signature (a chain, a beat entry) travels too."""
         return self.payload()
+
+
+class Event(Message):
+    """Something that happened: a message with any number of receivers, or with none.
+
+    class ImageResized(Event, name="image.resized", version=1):
+        width: int
+    """
 
 
 def contract_of(message_type: type[Message]) -> tuple[str, int]:
@@ -130,6 +171,15 @@ def contract_of(message_type: type[Message]) -> tuple[str, int]:
                 f'class {message_type.__name__}(Message, name="…", version=1)'
             ],
         ) from None
+
+
+def names_of(message_type: type[Message]) -> tuple[str, ...]:
+    """Its wire name, then those that it had before.
+
+    Raises:
+        ContractError: when the class was declared without one.
+    """
+    return (contract_of(message_type)[0], *message_type.contract_aliases)
 
 
 def in_clear(dump: Callable[..., Any], *, secret: bool) -> Any:
@@ -176,7 +226,7 @@ def _secret_value(value: Any) -> Any:
     raise PydanticSerializationError(f"a {type(value).__name__} has no form in JSON")
 
 
-def _contract_error(contract: type[Message], error: ValidationError) -> ContractError:
+def contract_error(contract: type[Message], error: ValidationError) -> ContractError:
     """Field paths and what is wrong, without the input: it may hold a secret."""
     problems = [
         f"{'.'.join(str(part) for part in problem['loc']) or '(message)'}: {problem['msg']}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, get_type_hints
 
@@ -16,13 +16,15 @@ from typing_extensions import TypeVar as DefaultingTypeVar
 
 from umbel.config.settings import Settings
 from umbel.config.store import Store
+from umbel.jobs.callbacks import Completed, Failed, callbacks
 from umbel.jobs.context import JobContext
-from umbel.jobs.contracts import Message, contract_of, in_clear, mentions_secrets
+from umbel.jobs.contracts import Message, contract_of, in_clear, mentions_secrets, names_of
 from umbel.jobs.handle import JobHandle, Receipt
+from umbel.jobs.keys import Key, checked_key, key_of
 from umbel.jobs.records import Records
 from umbel.jobs.retry import Retry
-from umbel.jobs.wire import CORRELATION_ID, Sealed, shown
-from umbel.routing.queues import WorkQueue
+from umbel.jobs.wire import CONTRACT, CORRELATION_ID, Sealed, shown
+from umbel.routing.queues import Priority, WorkQueue
 
 M = TypeVar("M", bound=Message)
 R = TypeVar("R")
@@ -51,6 +53,9 @@ class JobSender(Protocol):
     def send(self, job: Any, message: Message, options: dict[str, Any]) -> Receipt:
         """Fire and forget."""
 
+    def send_many(self, job: Any, messages: Iterable[Message]) -> list[Receipt]:
+        """Fire and forget, together."""
+
     def request(self, job: Any, message: Message, options: dict[str, Any]) -> str:
         """Tracked; returns the job's id."""
 
@@ -65,6 +70,9 @@ class Job(Task, Generic[M, R, C]):
         retry_policy: when a failed run is followed by another; None for never.
         timeout_s: longest time of a run, in seconds; None for no limit.
         max_deliveries: runs that may end without an outcome before the dead letters.
+        shard_key: what decides on the shard, where the queue has shards.
+        concurrency_key: of messages with the same one runs at a time.
+        idempotency_key: of messages with the same one is run.
     """
 
     app: JobApp
@@ -74,6 +82,9 @@ class Job(Task, Generic[M, R, C]):
     retry_policy: Retry | None = None
     timeout_s: float | None = None
     max_deliveries: int | None = None
+    shard_key: Key | None = None
+    concurrency_key: Key | None = None
+    idempotency_key: Key | None = None
     wants_context: bool = False
     is_async: bool = False
     result_annotation: Any = Any
@@ -113,6 +124,42 @@ class Job(Task, Generic[M, R, C]):
         arguments = (message, context or JobContext()) if self.wants_context else (message,)
         return self.function(*arguments)
 
+    def contract_for(self, name: str | None) -> type[Message]:
+        """The class of a message.
+
+        Args:
+            name: of its contract, as its producer said.
+        """
+        return self.contract
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name, then the others under which messages come: its contract's aliases."""
+        named_by_contract = self.name == vars(self.contract).get("contract_name")
+        return names_of(self.contract) if named_by_contract else (self.name,)
+
+    def name_for(self, headers: Mapping[str, Any]) -> str:
+        """The name to send a message on under: the one by which it came.
+
+        A worker that knows no newer name may get the copy.
+
+        Args:
+            headers: the message's.
+        """
+        came_as = headers.get(CONTRACT)
+        return next((name for name in self.names if name == came_as), self.name)
+
+    def queue_for(self, message: M, priority: Priority | None = None) -> str:
+        """The name of the queue that a message goes to.
+
+        Raises:
+            ContractError: its queue has shards, and the message has no key.
+            ValueError: its queue has no priorities.
+        """
+        if self.work_queue.shards and self.shard_key:
+            return self.work_queue.shard(key_of("shard_key", self.shard_key, message))
+        return self.work_queue.at(priority)
+
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """One delivery of a message, in the process that a worker chose for it."""
         return self.app.deliver(self, args, kwargs)
@@ -121,8 +168,11 @@ class Job(Task, Generic[M, R, C]):
         self,
         message: M,
         *,
+        on_success: Job[Completed[R], Any, Any] | None = None,
+        on_failure: Job[Failed, Any, Any] | None = None,
         delay_s: float | None = None,
         expires_s: float | None = None,
+        priority: Priority | None = None,
         correlation_id: str | None = None,
         job_id: str | None = None,
     ) -> Receipt:
@@ -130,8 +180,11 @@ class Job(Task, Generic[M, R, C]):
 
         Args:
             message: checked against the contract again, since it may have been changed.
+            on_success: a job that is sent the result when this one has succeeded.
+            on_failure: a job that is told when this one has failed for good.
             delay_s: seconds before it may run.
             expires_s: seconds after which it is dropped instead of run.
+            priority: among the messages of a queue with priorities.
             correlation_id: joins all that one request set off; by default that of the job in
                 which this is called, else the new job's id.
             job_id: name it yourself, and repeating the send after an uncertain failure is safe:
@@ -141,8 +194,24 @@ class Job(Task, Generic[M, R, C]):
             ContractError: the message does not fit; nothing was sent.
             BrokerUnavailable: no answer within ``publish_timeout_s``.
         """
-        options = _options(delay_s, expires_s, correlation_id, job_id)
+        options = _options(self.work_queue, delay_s, expires_s, priority, correlation_id, job_id)
+        options["headers"] |= callbacks(self, on_success, on_failure)
         return self.app.sender.send(self, message, options)
+
+    def send_many(self, messages: Iterable[M]) -> list[Receipt]:
+        """Fire and forget, many together: faster than one by one, and in their order.
+
+        Args:
+            messages: all are checked before the first is sent.
+
+        Returns:
+            A receipt for each, in the same order.
+
+        Raises:
+            ContractError: one does not fit; nothing was sent.
+            BrokerUnavailable: no answer in time; some may have been sent.
+        """
+        return self.app.sender.send_many(self, messages)
 
     async def asend(self, message: M, **options: Any) -> Receipt:
         """`send` without blocking the event loop; the same options."""
@@ -200,8 +269,11 @@ class _Requests(Generic[M, R]):
         self,
         message: M,
         *,
+        on_success: Job[Completed[R], Any, Any] | None = None,
+        on_failure: Job[Failed, Any, Any] | None = None,
         delay_s: float | None = None,
         expires_s: float | None = None,
+        priority: Priority | None = None,
         correlation_id: str | None = None,
         job_id: str | None = None,
     ) -> JobHandle[R]:
@@ -214,18 +286,23 @@ class _Requests(Generic[M, R]):
             BrokerUnavailable: no answer within ``publish_timeout_s``.
             StoreRequired: there is no state store.
         """
-        options = _options(delay_s, expires_s, correlation_id, job_id)
+        queue = self._job.work_queue
+        options = _options(queue, delay_s, expires_s, priority, correlation_id, job_id)
+        options["headers"] |= callbacks(self._job, on_success, on_failure)
         return self._job.handle(self._job.app.sender.request(self._job, message, options))
 
 
-def _options(
+def _options(  # noqa: PLR0917  as the two callers name them
+    queue: WorkQueue,
     delay_s: float | None,
     expires_s: float | None,
+    priority: Priority | None,
     correlation_id: str | None,
     job_id: str | None,
 ) -> dict[str, Any]:
     """Celery's names for ours."""
     options = {"countdown": delay_s, "expires": expires_s, "task_id": job_id}
+    options["queue"] = queue.at(priority) if priority else None
     headers = {CORRELATION_ID: correlation_id} if correlation_id else {}
     return {name: value for name, value in options.items() if value is not None} | {
         "headers": headers
@@ -240,21 +317,37 @@ def declare(
     retry: Retry | None,
     timeout_s: float | None,
     max_deliveries: int | None,
+    keys: Mapping[str, Key | None],
     local_names: dict[str, Any],
     celery_options: dict[str, Any],
+    base: type[Job[Any, Any, Any]] = Job,
+    read: Callable[[Any], dict[str, Any]] | None = None,
 ) -> Job[Any, Any, Any]:
     """The job that a decorated function becomes; it still has to be registered.
 
+    Args:
+        keys: by the names of `Job`'s attributes.
+        base: what kind of job.
+        read: what the annotation of the first parameter says of the job: its attributes, with the
+            ``contract`` among them; raises TypeError.
+
     Raises:
-        TypeError: the function's parameters are not a message and, optionally, a `JobContext`.
+        TypeError: the function's parameters are not a message and, optionally, a `JobContext`,
+            a key is no field of the message, or shards lack one.
         ContractError: the message class has no contract.
     """
+    if bool(queue.shards) != bool(keys["shard_key"]):
+        raise TypeError(
+            f"job {function.__qualname__}: shards of a queue and shard_key= of its jobs go "
+            f"together, and here shards={queue.shards} and shard_key={keys['shard_key']!r}"
+        )
     hints = get_type_hints(function, localns=local_names)
-    contract, wants_context = _parameters(function, hints)
+    consumed, wants_context = _parameters(function, hints, read or _message_class)
     is_async = inspect.iscoroutinefunction(function)
     attributes = {
-        "name": name or contract_of(contract)[0],
-        "contract": contract,
+        "name": name or contract_of(consumed["contract"])[0],
+        **consumed,
+        **{which: checked_key(which, key, consumed["contract"]) for which, key in keys.items()},
         "function": staticmethod(function),
         "work_queue": queue,
         "retry_policy": retry,
@@ -263,33 +356,45 @@ def declare(
         "wants_context": wants_context,
         "is_async": is_async,
         "result_annotation": hints.get("return", Any),
-        # Prefork kills at this; an async job is cancelled in its loop first.
-        "time_limit": timeout_s and timeout_s + (_GRACE_S if is_async else 0),
+        "time_limit": timeout_s and _limit_s(timeout_s, is_async, queue, retry),
         "abstract": False,
         "__doc__": function.__doc__,
         "__module__": function.__module__,
         "__qualname__": function.__qualname__,
         "__wrapped__": staticmethod(function),
     }
-    job_class = type(function.__name__, (Job,), attributes | celery_options)
+    job_class = type(function.__name__, (base,), attributes | celery_options)
     return cast("Job[Any, Any, Any]", job_class())
+
+
+def _limit_s(timeout_s: float, is_async: bool, queue: WorkQueue, retry: Retry | None) -> float:
+    """When prefork kills the process. An async job is cancelled in its loop before; where retries
+    keep their place, all runs of a message and their pauses are one to Celery."""
+    delays_s = [0.0] * retry.immediate + list(retry.delays_s) if retry and queue.shards else []
+    return timeout_s * (1 + len(delays_s)) + sum(delays_s) + (_GRACE_S if is_async else 0)
 
 
 _GRACE_S = 5.0
 _WANTED = "expected (message: YourMessage) or (message: YourMessage, context: JobContext)"
 
 
-def _parameters(function: Callable[..., Any], hints: dict[str, Any]) -> tuple[type[Message], bool]:
+def _parameters(
+    function: Callable[..., Any], hints: dict[str, Any], read: Callable[[Any], dict[str, Any]]
+) -> tuple[dict[str, Any], bool]:
     parameters = list(inspect.signature(function).parameters.values())
     where = f"job {function.__qualname__}"
     if not 1 <= len(parameters) <= 2:
         raise TypeError(f"{where} takes {len(parameters)} parameters; {_WANTED}")
-    contract = hints.get(parameters[0].name)
-    if not (isinstance(contract, type) and issubclass(contract, Message)):
-        raise TypeError(
-            f"{where}: parameter {parameters[0].name!r} is annotated {contract!r}, "
-            f"which is no Message class; {_WANTED}"
-        )
+    try:
+        consumed = read(hints.get(parameters[0].name))
+    except TypeError as error:
+        raise TypeError(f"{where}: parameter {parameters[0].name!r} {error}; {_WANTED}") from None
     if len(parameters) == 2 and hints.get(parameters[1].name) is not JobContext:
         raise TypeError(f"{where}: parameter {parameters[1].name!r} is no JobContext; {_WANTED}")
-    return contract, len(parameters) == 2
+    return consumed, len(parameters) == 2
+
+
+def _message_class(annotation: Any) -> dict[str, Any]:
+    if isinstance(annotation, type) and issubclass(annotation, Message):
+        return {"contract": annotation}
+    raise TypeError(f"is annotated {annotation!r}, which is no Message class")

@@ -12,8 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import cached_property
-from time import monotonic
+from functools import cached_property, partial
 from typing import Any, Self
 
 from pydantic import BaseModel, Field
@@ -21,13 +20,15 @@ from redis.commands.core import Script
 
 from umbel.config.errors import UnknownJob
 from umbel.config.store import Store
+from umbel.jobs.watch import awatch, watch
 
 UNFINISHED_TTL_S = 30 * 24 * 3600
 """How long the record of a job is kept that has not ended: longer than any delay."""
 
-# Keys: the record. Arguments: the new state, seconds to live once ended and before, then fields
-# and their values.
-# Returns the state that the record is in afterwards, and whether somebody wants it cancelled.
+# Keys: the record. Arguments: the new state, seconds to live once ended and before, the fence of
+# the run that says so (0 for none), then fields and their values.
+# Returns the state that the record is in afterwards, and whether the run is to end: somebody wants
+# it cancelled, or a later run has begun since (its fence is higher) and what this one says is void.
 _MOVE = """
 local final = {succeeded=1, failed=1, cancelled=1, expired=1}
 local record, to = KEYS[1], ARGV[1]
@@ -35,6 +36,11 @@ local state = redis.call('HGET', record, 'state')
 local wanted = redis.call('HGET', record, 'cancel')
 if final[state] or (to == 'queued' and state) then
     return {state, wanted}
+end
+local fence = tonumber(ARGV[4])
+if fence > 0 then
+    if fence < tonumber(redis.call('HGET', record, 'fence') or 0) then return {state, '1'} end
+    redis.call('HSET', record, 'fence', ARGV[4])
 end
 if to == 'cancel' then
     if not state then return {false, false} end
@@ -49,10 +55,31 @@ local now = redis.call('TIME')
 local at = now[1] .. '.' .. string.format('%06d', now[2])
 redis.call('HSET', record, 'state', to, 'updated_at', at)
 redis.call('HSETNX', record, 'created_at', at)
-if #ARGV > 3 then redis.call('HSET', record, unpack(ARGV, 4)) end
+if #ARGV > 4 then redis.call('HSET', record, unpack(ARGV, 5)) end
 redis.call('EXPIRE', record, final[to] and ARGV[2] or ARGV[3])
 redis.call('PUBLISH', record, to)
 return {to, wanted}
+"""
+
+# Let a job that failed begin anew: the one way out of an end.
+# Keys: the record. Arguments: which burial is undone, the job's name, seconds to live, 1 for asking
+# only. Returns false, or the state that forbids it. Queued forbids it too (an end may be about to
+# be written), unless it is this very replay, interrupted before its message was sent.
+_REPLAY = """
+local record = KEYS[1]
+local state, replay = unpack(redis.call('HMGET', record, 'state', 'replay'))
+if state and state ~= 'failed' and not (state == 'queued' and replay == ARGV[1]) then
+    return state
+end
+if ARGV[4] == '1' then return false end
+local now = redis.call('TIME')
+local at = now[1] .. '.' .. string.format('%06d', now[2])
+redis.call('HDEL', record, 'error', 'traceback', 'progress', 'attempt', 'cancel')
+redis.call('HSET', record, 'state', 'queued', 'replay', ARGV[1], 'name', ARGV[2], 'updated_at', at)
+redis.call('HSETNX', record, 'created_at', at)
+redis.call('EXPIRE', record, ARGV[3])
+redis.call('PUBLISH', record, 'queued')
+return false
 """
 
 
@@ -170,28 +197,66 @@ class Records:
         return self._must(self._move(job_id, "queued", name=name))
 
     def running(
-        self, job_id: str, *, name: str, attempt: int, progress: Progress | None = None
+        self,
+        job_id: str,
+        *,
+        name: str,
+        attempt: int,
+        progress: Progress | None = None,
+        fence: int = 0,
     ) -> tuple[JobState, bool]:
-        """A run begins or goes on. Returns the state, which may be an end, and if to cancel."""
+        """A run begins or goes on. Returns the state, which may be an end, and if to end the run.
+
+        Args:
+            job_id: whose run.
+            name: the job's.
+            attempt: which run, from 1.
+            progress: what is new, if anything.
+            fence: grows from one delivery to the next: what an earlier one says later is void.
+        """
         fields: dict[str, str | int] = {"name": name, "attempt": attempt}
         if progress:
             fields["progress"] = progress.model_dump_json()
-        state, wanted = self._move(job_id, "running", **fields)
+        state, wanted = self._move(job_id, "running", fence, **fields)
         return self._must((state, wanted)), wanted
 
-    def retrying(self, job_id: str, error: str) -> JobState:
+    def retrying(self, job_id: str, error: str, fence: int = 0) -> JobState:
         """A run failed and another will follow."""
-        return self._must(self._move(job_id, "retrying", error=error))
+        return self._must(self._move(job_id, "retrying", fence, error=error))
 
-    def succeeded(self, job_id: str, result: Any) -> JobState:
+    def succeeded(self, job_id: str, result: Any, fence: int = 0) -> JobState:
         """The end. `result` is JSON types."""
-        return self._must(self._move(job_id, "succeeded", result=json.dumps(result)))
+        return self._must(self._move(job_id, "succeeded", fence, result=json.dumps(result)))
 
     def ended(
-        self, job_id: str, state: JobState, error: str, traceback: str | None = None
+        self,
+        job_id: str,
+        state: JobState,
+        error: str,
+        traceback: str | None = None,
+        fence: int = 0,
     ) -> JobState:
         """The end without a result."""
-        return self._must(self._move(job_id, state, error=error, traceback=traceback or ""))
+        return self._must(self._move(job_id, state, fence, error=error, traceback=traceback or ""))
+
+    def replayed(
+        self, job_id: str, name: str, burial: str, *, dry_run: bool = False
+    ) -> JobState | None:
+        """A failed job is queued again, before its message is sent. Returns what forbids it.
+
+        Args:
+            job_id: whose record; one that has expired is made anew.
+            name: the job's.
+            burial: which end is undone: the same for a repeat of one replay, and for no other.
+            dry_run: change nothing.
+        """
+        arguments = (burial, name, UNFINISHED_TTL_S, int(dry_run))
+        state = self._replay_script(keys=[self._key(job_id)], args=arguments)
+        return JobState(state) if state else None
+
+    def forget(self, job_id: str) -> None:
+        """Let a job that has ended be sent again under its id, whatever its end was."""
+        self._store.client.delete(self._key(job_id))
 
     def cancel(self, job_id: str) -> JobState:
         """Ask for the end: at once when the job waits, else when it notices.
@@ -228,43 +293,30 @@ class Records:
         Raises:
             UnknownJob: there is none, or it expired meanwhile.
         """
-        deadline = None if timeout_s is None else monotonic() + timeout_s
-        with self._store.client.pubsub(ignore_subscribe_messages=True) as changes:
-            changes.subscribe(self._key(job_id))
-            known = None
-            while True:
-                record = self.read(job_id)
-                if record != known:
-                    yield (known := record)
-                if record.state.final or (deadline and monotonic() >= deadline):
-                    return
-                changes.get_message(timeout=_wait_s(deadline))
+        read = partial(self.read, job_id)
+        return watch(self._store, self._key(job_id), read, _is_final, timeout_s)
 
-    async def awatch(self, job_id: str, timeout_s: float | None = None) -> AsyncIterator[Record]:
+    def awatch(self, job_id: str, timeout_s: float | None = None) -> AsyncIterator[Record]:
         """The same, without blocking the event loop."""
-        deadline = None if timeout_s is None else monotonic() + timeout_s
-        client = await self._store.async_client()
-        async with client.pubsub(ignore_subscribe_messages=True) as changes:
-            await changes.subscribe(self._key(job_id))
-            known = None
-            while True:
-                record = await self.aread(job_id)
-                if record != known:
-                    yield (known := record)
-                if record.state.final or (deadline and monotonic() >= deadline):
-                    return
-                await changes.get_message(timeout=_wait_s(deadline))
+        read = partial(self.aread, job_id)
+        return awatch(self._store, self._key(job_id), read, _is_final, timeout_s)
 
     @cached_property
     def _script(self) -> Script:
         return self._store.client.register_script(_MOVE)
 
+    @cached_property
+    def _replay_script(self) -> Script:
+        return self._store.client.register_script(_REPLAY)
+
     def _key(self, job_id: str) -> str:
         return f"{self._namespace}:job:{job_id}"
 
-    def _move(self, job_id: str, to: str, **fields: str | int) -> tuple[JobState | None, bool]:
+    def _move(
+        self, job_id: str, to: str, fence: int = 0, **fields: str | int
+    ) -> tuple[JobState | None, bool]:
         flat = [part for pair in fields.items() for part in pair]
-        arguments = [to, self._ttl_s, UNFINISHED_TTL_S, *flat]
+        arguments = [to, self._ttl_s, UNFINISHED_TTL_S, fence, *flat]
         state, wanted = self._script(keys=[self._key(job_id)], args=arguments)
         return (JobState(state) if state else None), bool(wanted)
 
@@ -275,7 +327,5 @@ class Records:
         return state
 
 
-def _wait_s(deadline: float | None) -> float:
-    """Up to a change; a look every few seconds besides, since a subscription may break unseen."""
-    longest_s = 5.0
-    return longest_s if deadline is None else max(0.0, min(longest_s, deadline - monotonic()))
+def _is_final(record: Record) -> bool:
+    return record.state.final

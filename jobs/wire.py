@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from typing import Any, Self, TypeVar
 
 from umbel.jobs.contracts import Message
+from umbel.routing.valkey import CLAIM_PROPERTY
+from umbel.routing.valkey import DELIVERIES_HEADER as DELIVERIES
 
 CONTRACT = "umbel-contract"
 VERSION = "umbel-version"
@@ -19,8 +21,11 @@ CORRELATION_ID = "umbel-correlation-id"
 CAUSATION_ID = "umbel-causation-id"
 PRODUCED_AT = "umbel-produced-at"
 TRACKED = "umbel-tracked"
-DELIVERIES = "umbel-deliveries"
 RETURNS = "umbel-returns"
+SAGA = "umbel-saga"
+EVENT_ID = "ce-id"
+ON_SUCCESS = "umbel-on-success"
+ON_FAILURE = "umbel-on-failure"
 
 REPR_LENGTH = 1024
 """Longest text of a message in Flower and logs, in characters."""
@@ -65,6 +70,9 @@ class Envelope:
         tracked: whether the store has a record of it; None on a plain producer's message.
         deliveries: runs begun that ended without an outcome, since the last retry.
         returns: how often a worker that was too old for it gave it back.
+        on_success: the job to be told of success and its queue: ``job`` and ``queue``.
+        on_failure: likewise of failure.
+        saga: name and id of the saga that it is a step of, or tells of one: ``order/17``.
     """
 
     contract: str | None = None
@@ -75,15 +83,23 @@ class Envelope:
     tracked: bool | None = None
     deliveries: int = 0
     returns: int = 0
+    on_success: dict[str, str] | None = None
+    on_failure: dict[str, str] | None = None
+    saga: str | None = None
 
     @classmethod
     def first(
-        cls, message: Message, correlation_id: str, causation_id: str | None, *, tracked: bool
+        cls,
+        contract: type[Message],
+        correlation_id: str,
+        causation_id: str | None,
+        *,
+        tracked: bool,
     ) -> Self:
         """Of a message that is sent for the first time."""
         return cls(
-            contract=message.contract_name,
-            version=message.contract_version,
+            contract=contract.contract_name,
+            version=contract.contract_version,
             correlation_id=correlation_id,
             causation_id=causation_id,
             produced_at=datetime.now(UTC).isoformat(),
@@ -95,7 +111,7 @@ class Envelope:
         """From a message's headers; what is malformed counts as absent, since strangers send too.
 
         >>> Envelope.read({"umbel-version": 2, "umbel-deliveries": "many"})
-        Envelope(contract=None, version=2, ..., deliveries=0, returns=0)
+        Envelope(contract=None, version=2, ..., deliveries=0, ...)
         """
         return cls(
             contract=_typed(headers.get(CONTRACT), str),
@@ -106,6 +122,9 @@ class Envelope:
             tracked=_typed(headers.get(TRACKED), bool),
             deliveries=max(0, _typed(headers.get(DELIVERIES), int) or 0),
             returns=max(0, _typed(headers.get(RETURNS), int) or 0),
+            on_success=_address(headers.get(ON_SUCCESS)),
+            on_failure=_address(headers.get(ON_FAILURE)),
+            saga=_typed(headers.get(SAGA), str),
         )
 
     def headers(self) -> dict[str, Any]:
@@ -119,8 +138,28 @@ class Envelope:
             TRACKED: self.tracked,
             DELIVERIES: self.deliveries or None,
             RETURNS: self.returns or None,
+            ON_SUCCESS: self.on_success,
+            ON_FAILURE: self.on_failure,
+            SAGA: self.saga,
         }
         return {name: value for name, value in named.items() if value is not None}
+
+
+def event_headers(event_id: str, source: str, envelope: Envelope) -> dict[str, Any]:
+    """An event's headers: ours, and the attributes of a CloudEvent."""
+    return {
+        **envelope.headers(),
+        EVENT_ID: event_id,
+        "ce-specversion": "1.0",
+        "ce-type": envelope.contract,
+        "ce-source": source,
+        "ce-time": envelope.produced_at,
+    }
+
+
+def _address(value: Any) -> dict[str, str] | None:
+    known = isinstance(value, dict) and value.keys() == {"job", "queue"}
+    return value if known and all(type(part) is str for part in value.values()) else None
 
 
 def _typed(value: Any, kind: type[T]) -> T | None:
@@ -133,9 +172,21 @@ def shown(value: object) -> str:
     return text if len(text) <= REPR_LENGTH else text[: REPR_LENGTH - 1] + "…"
 
 
-def is_tracked(envelope: Envelope, request: Any) -> bool:
+def is_tracked(request: Any) -> bool:
     """Whether a message's job has a record: its header says so, else Celery's `ignore_result`.
 
     A plain Celery producer that wants a result gets a record from the first run on.
     """
-    return not request.ignore_result if envelope.tracked is None else envelope.tracked
+    tracked = _typed(vars(request).get(TRACKED), bool)
+    return not request.ignore_result if tracked is None else tracked
+
+
+def claim_of(request: Any) -> str | None:
+    """The claim under which this process holds a message; None on a broker without claims."""
+    return (getattr(request, "properties", None) or {}).get(CLAIM_PROPERTY)
+
+
+def fence_of(request: Any) -> int:
+    """Grows from one delivery of a message to the next; 0 on a broker without claims."""
+    claim = claim_of(request)
+    return int(claim.partition(":")[2].partition(".")[0]) if claim else 0

@@ -2,46 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-from kombu.exceptions import OperationalError
-from redis.exceptions import ConnectionError as StoreConnectionError
-from redis.exceptions import TimeoutError as StoreTimeoutError
+from redis.exceptions import ReadOnlyError, ResponseError
 
-from umbel.config.errors import BrokerUnavailable, ContractError, StoreRequired
+from umbel.config.errors import BrokerUnavailable, ContractError, MessageRefused, StoreRequired
 from umbel.jobs.context import current
+from umbel.jobs.contracts import Event, Message, contract_of
 from umbel.jobs.handle import Receipt
 from umbel.jobs.job import Job
+from umbel.jobs.outages import AWAY
 from umbel.jobs.records import Records
-from umbel.jobs.wire import CORRELATION_ID, TRACKED, Checked, Envelope, Sealed, shown
+from umbel.jobs.wire import (
+    CORRELATION_ID,
+    ON_FAILURE,
+    ON_SUCCESS,
+    SAGA,
+    TRACKED,
+    Checked,
+    Envelope,
+    Sealed,
+    event_headers,
+    shown,
+)
+from umbel.producers.express import Express, Parcel
+from umbel.producers.publisher import Publisher
+from umbel.routing.rabbitmq import Refused
+from umbel.routing.shards import ShardMaps
 
 Options = dict[str, Any]
+
+AT_ONCE = 1000
+"""Most messages of one round trip."""
 
 
 class Sender:
     """The producer side of one app.
 
     Args:
+        express: the short way.
+        publisher: the way of events.
         records: what is known of tracked jobs, as a function, since a producer that tracks
             nothing needs no store.
         broker_name: the broker's URL without its password, for errors, as a function likewise.
         timeout_s: longest time of a send, for errors.
+        shard_maps: of queues with shards, as a function likewise.
     """
 
     def __init__(
-        self, records: Callable[[], Records], broker_name: Callable[[], str], timeout_s: float
+        self,
+        *,
+        express: Express,
+        publisher: Publisher,
+        records: Callable[[], Records],
+        broker_name: Callable[[], str],
+        timeout_s: float,
+        shard_maps: Callable[[], ShardMaps],
     ) -> None:
+        self._express = express
+        self._publisher = publisher
         self._records = records
         self._broker_name = broker_name
         self._timeout_s = timeout_s
+        self._shard_maps = shard_maps
 
     def send(self, job: Job[Any, Any, Any], message: Any, options: Options) -> Receipt:
         """Fire and forget; tracked, without a result, only where the sender named the job."""
         tracked = "task_id" in options
         return Receipt(self._publish(job, message, options, tracked, ignore_result=True), job.name)
+
+    def send_many(self, job: Job[Any, Any, Any], messages: Iterable[Any]) -> list[Receipt]:
+        """Fire and forget, together: all are checked before the first is sent."""
+        if not self._express.takes(job):
+            checked = [job.contract.checked(message) for message in messages]
+            return [self.send(job, message, {}) for message in checked]
+        parcels = [
+            self._parcel(job, message, {}, tracked=False, ignore_result=True)
+            for message in messages
+        ]
+        with self.reachable(job.name):
+            for start in range(0, len(parcels), AT_ONCE):
+                self._express.send(job, parcels[start : start + AT_ONCE])
+        return [Receipt(parcel.job_id, job.name) for parcel in parcels]
+
+    def publish(self, event: Event) -> Receipt:
+        """To whoever has subscribed."""
+        if not isinstance(event, Event):
+            problem = f"expected an Event, got a {type(event).__name__}; a job's message is sent"
+            raise ContractError(getattr(event, "contract_name", "event"), [problem])
+        contract = type(event)
+        name, _ = contract_of(contract)
+        checked = contract.checked(event)
+        event_id = str(uuid4())
+        envelope = Envelope.first(contract, *_causes({}, event_id), tracked=False)
+        headers = event_headers(event_id, self._publisher.source, envelope)
+        with self.reachable(name):
+            self._publisher.emit(name, event_id, checked.payload(), shown(checked), headers)
+        return Receipt(event_id, name)
 
     def request(self, job: Job[Any, Any, Any], message: Any, options: Options) -> str:
         """Tracked; returns the job's id."""
@@ -56,12 +117,44 @@ class Sender:
         tracked: bool,
         ignore_result: bool,
     ) -> str:
-        headers = {TRACKED: tracked, **options.pop("headers", {})}
-        with self._reachable(job.name):
+        with self.reachable(job.name):
+            if options.keys() <= {"task_id", "headers", "queue"} and self._express.takes(job):
+                parcel = self._parcel(job, message, options, tracked, ignore_result)
+                self._express.send(job, [parcel])
+                return parcel.job_id
+            headers = {TRACKED: tracked, **options.pop("headers", {})}
             result = job.apply_async(
                 (message,), headers=headers, ignore_result=ignore_result, **options
             )
         return str(result.id)
+
+    def _parcel(
+        self,
+        job: Job[Any, Any, Any],
+        message: Any,
+        options: Options,
+        tracked: bool,
+        ignore_result: bool,
+    ) -> Parcel:
+        payload = job.contract.encoded(message)
+        seen = message if isinstance(message, Message) else job.contract.checked(message)
+        queue = options.get("queue") or self._queue_for(job, seen)
+        job_id = options.get("task_id") or str(uuid4())
+        tracked = tracked and self._track(job_id, job.name)
+        headers = options.get("headers") or {}
+        causes = _causes(headers, job_id)
+        envelope = replace(
+            Envelope.first(job.contract, *causes, tracked=tracked),
+            on_success=headers.get(ON_SUCCESS),
+            on_failure=headers.get(ON_FAILURE),
+            saga=headers.get(SAGA),
+        )
+        return Parcel(job_id, queue, payload, shown(seen), envelope, ignore_result)
+
+    def _queue_for(self, job: Job[Any, Any, Any], message: Message) -> str:
+        if job.work_queue.shards:
+            self._shard_maps().check(job.work_queue)
+        return job.queue_for(message)
 
     def outgoing(
         self, job: Job[Any, Any, Any], args: Any, kwargs: Any, options: Options
@@ -75,15 +168,16 @@ class Sender:
             ContractError: there is not exactly one argument, or it does not fit the contract.
         """
         payload = _only_argument(job, args, kwargs)
-        options["queue"] = options.get("queue") or job.work_queue.name
         if isinstance(payload, Checked):
+            options["queue"] = options.get("queue") or job.work_queue.name
             return (payload,), options
         message = job.contract.checked(payload)
+        options["queue"] = options.get("queue") or self._queue_for(job, message)
         options["task_id"] = job_id = options.get("task_id") or str(uuid4())
         given = dict(options.get("headers") or {})
         wanted = given.get(TRACKED, not options.get("ignore_result"))
         tracked = wanted and self._track(job_id, job.name)
-        envelope = Envelope.first(message, *_causes(given, job_id), tracked=tracked)
+        envelope = Envelope.first(job.contract, *_causes(given, job_id), tracked=tracked)
         options["headers"] = {**given, **envelope.headers()}
         options["argsrepr"] = shown(message)
         options["kwargsrepr"] = ""
@@ -97,10 +191,23 @@ class Sender:
         return True
 
     @contextmanager
-    def _reachable(self, name: str) -> Iterator[None]:
+    def reachable(self, name: str) -> Iterator[None]:
+        """The broker's errors as ours, for what is sent in here.
+
+        Args:
+            name: of what is sent, for people.
+
+        Raises:
+            MessageRefused: the broker said no.
+            BrokerUnavailable: it did not answer in time.
+        """
         try:
             yield
-        except (OperationalError, StoreConnectionError, StoreTimeoutError) as error:
+        except (*AWAY, ResponseError) as error:
+            if _is_answer(error):
+                raise MessageRefused(
+                    f"{name} was not taken by {self._broker_name()}: {error}"
+                ) from error
             raise BrokerUnavailable(
                 f"{name} was not taken by {self._broker_name()} within {self._timeout_s:g} s "
                 f"({error}). Is the server up? If it may have been taken, repeat the send with the "
@@ -124,3 +231,10 @@ def _causes(headers: Mapping[str, Any], job_id: str) -> tuple[str, str | None]:
     running = current.get()
     inherited = running.correlation_id if running else ""
     return headers.get(CORRELATION_ID) or inherited or job_id, running.job_id if running else None
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether the server said no; Kombu makes connection errors of Redis' answers too."""
+    cause = error.__cause__ or error
+    said_no = isinstance(cause, ResponseError) and not isinstance(cause, ReadOnlyError)
+    return said_no or isinstance(error, Refused)

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
         EmbeddedError,
         JobCancelled,
         JobFailed,
+        MessageRefused,
         ResultTimeout,
+        SagaFailed,
         SettingsError,
+        ShardsChanged,
         StoreRequired,
         UmbelError,
         UnknownJob,
@@ -28,12 +31,18 @@ if TYPE_CHECKING:
     )
     from umbel.config.settings import Settings
     from umbel.jobs.blobs import Blob
+    from umbel.jobs.callbacks import Completed, Failed
     from umbel.jobs.context import JobContext
-    from umbel.jobs.contracts import Message
+    from umbel.jobs.contracts import Event, Message
     from umbel.jobs.handle import JobHandle, Receipt
     from umbel.jobs.job import Job
     from umbel.jobs.records import JobState, Progress
     from umbel.jobs.retry import Retry
+    from umbel.jobs.saga import Saga
+    from umbel.jobs.saga_handle import SagaHandle
+    from umbel.jobs.saga_state import SagaState
+    from umbel.jobs.saga_steps import SagaRun, Step
+    from umbel.jobs.versions import upcast
     from umbel.routing.queues import WorkQueue
 
 _HOMES = {
@@ -45,8 +54,11 @@ _HOMES = {
         "EmbeddedError",
         "JobCancelled",
         "JobFailed",
+        "MessageRefused",
         "ResultTimeout",
+        "SagaFailed",
         "SettingsError",
+        "ShardsChanged",
         "StoreRequired",
         "UmbelError",
         "UnknownJob",
@@ -54,12 +66,18 @@ _HOMES = {
     ),
     "umbel.config.settings": ("Settings",),
     "umbel.jobs.blobs": ("Blob",),
+    "umbel.jobs.callbacks": ("Completed", "Failed"),
     "umbel.jobs.context": ("JobContext",),
-    "umbel.jobs.contracts": ("Message",),
+    "umbel.jobs.contracts": ("Event", "Message"),
     "umbel.jobs.handle": ("JobHandle", "Receipt"),
     "umbel.jobs.job": ("Job",),
     "umbel.jobs.records": ("JobState", "Progress"),
     "umbel.jobs.retry": ("Retry",),
+    "umbel.jobs.saga": ("Saga",),
+    "umbel.jobs.saga_handle": ("SagaHandle",),
+    "umbel.jobs.saga_state": ("SagaState",),
+    "umbel.jobs.saga_steps": ("SagaRun", "Step"),
+    "umbel.jobs.versions": ("upcast",),
     "umbel.routing.queues": ("WorkQueue",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -68,8 +86,11 @@ __all__ = [
     "Blob",
     "BlobError",
     "BrokerUnavailable",
+    "Completed",
     "ContractError",
     "EmbeddedError",
+    "Event",
+    "Failed",
     "Job",
     "JobCancelled",
     "JobContext",
@@ -77,18 +98,27 @@ __all__ = [
     "JobHandle",
     "JobState",
     "Message",
+    "MessageRefused",
     "Progress",
     "Receipt",
     "ResultTimeout",
     "Retry",
+    "Saga",
+    "SagaFailed",
+    "SagaHandle",
+    "SagaRun",
+    "SagaState",
     "Settings",
     "SettingsError",
+    "ShardsChanged",
+    "Step",
     "StoreRequired",
     "Umbel",
     "UmbelError",
     "UnknownJob",
     "UnknownQueue",
     "WorkQueue",
+    "upcast",
 ]
 
 

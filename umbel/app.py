@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar, overload
 
@@ -19,20 +21,35 @@ from kombu.utils.url import maybe_sanitize_url
 from umbel.config.celery import celery_defaults
 from umbel.config.errors import ContractError, SettingsError
 from umbel.config.settings import Settings
-from umbel.config.store import Store, required, server_url, store_url
-from umbel.consumers.deadletters import DeadLetters
+from umbel.config.store import Store, required, server_url, split_master, store_url
+from umbel.consumers import followups
 from umbel.consumers.delivery import deliver
+from umbel.consumers.keys import Once
+from umbel.consumers.replay import DeadLetterOffice
+from umbel.consumers.resharding import reshard
+from umbel.consumers.sagas import PERSISTENT, tellers
 from umbel.jobs.backend import recording
 from umbel.jobs.blobs import BlobStore
+from umbel.jobs.callbacks import is_callback
 from umbel.jobs.context import JobContext
-from umbel.jobs.contracts import Message
-from umbel.jobs.handle import JobHandle
+from umbel.jobs.contracts import Event, Message, names_of
+from umbel.jobs.handle import JobHandle, Receipt
 from umbel.jobs.job import Job, declare
+from umbel.jobs.keys import Key
 from umbel.jobs.records import Records
 from umbel.jobs.retry import Retry
+from umbel.jobs.saga import Saga
+from umbel.jobs.saga_records import SagaRecords
+from umbel.jobs.saga_steps import Step
+from umbel.jobs.subscription import Subscription, consumed, patterns_of
+from umbel.jobs.versions import checked_versions
+from umbel.producers.express import Express
+from umbel.producers.publisher import Publisher
 from umbel.producers.sender import Sender
-from umbel.routing.queues import WorkQueue, namespace_of
-from umbel.routing.valkey import Connection
+from umbel.routing.connections import Connection
+from umbel.routing.queues import WorkQueue, namespace_of, queue_of_subscriber
+from umbel.routing.shards import ShardMaps
+from umbel.routing.topics import topics
 
 M = TypeVar("M", bound=Message)
 R = TypeVar("R")
@@ -70,7 +87,7 @@ class Umbel(Celery):
     Nothing is read, started or connected before it is needed.
     """
 
-    amqp_cls = "umbel.routing.queues:AMQP"
+    amqp_cls = "umbel.routing.celery:AMQP"
 
     def __init__(self, name: str, broker: str | None = None, **options: Any) -> None:
         self._given = {
@@ -79,6 +96,8 @@ class Umbel(Celery):
         self._given.setdefault("broker_url", broker)
         _refuse_unknown(options)
         self.jobs: dict[str, Job[Any, Any, Any]] = {}
+        self.subscriptions: dict[str, Subscription] = {}
+        self.sagas: dict[str, Saga[Any]] = {}
         self.contracts: dict[str, type[Message]] = {}
         self.work_queues: dict[str, WorkQueue] = {}
         super().__init__(name, **options)
@@ -104,6 +123,9 @@ class Umbel(Celery):
         retry: Retry | None = None,
         timeout_s: float | None = None,
         max_deliveries: int | None = None,
+        shard_key: Key | None = None,
+        concurrency_key: Key | None = None,
+        idempotency_key: Key | None = None,
         **celery_options: Any,
     ) -> JobDecorator: ...
     def job(self, *function: Any, **options: Any) -> Any:
@@ -119,6 +141,12 @@ class Umbel(Celery):
                 elsewhere ``context.cancelled`` turns true.
             max_deliveries: runs begun that may end without an outcome, because the process died,
                 before the message goes to the dead letters.
+            shard_key: of a queue with shards: messages with the same key go to the same shard, and
+                are run in the order of their sending. The name of a field, or a function of the
+                message; likewise the next two.
+            concurrency_key: of messages with the same key one is run at a time, on all machines.
+            idempotency_key: of messages with the same key one is run, and what it returned is the
+                result of the others; for ``idempotency_ttl_s``. One that failed does not count.
             celery_options: options of Celery's tasks, such as ``rate_limit``.
 
         Raises:
@@ -139,6 +167,11 @@ class Umbel(Celery):
         retry: Retry | None = None,
         timeout_s: float | None = None,
         max_deliveries: int | None = None,
+        shard_key: Key | None = None,
+        concurrency_key: Key | None = None,
+        idempotency_key: Key | None = None,
+        base: type[Job[Any, Any, Any]] = Job,
+        read: Callable[[Any], dict[str, Any]] | None = None,
         **celery_options: Any,
     ) -> Job[Any, Any, Any]:
         job = declare(
@@ -148,30 +181,163 @@ class Umbel(Celery):
             retry=retry,
             timeout_s=timeout_s,
             max_deliveries=max_deliveries,
+            keys={
+                "shard_key": shard_key,
+                "concurrency_key": concurrency_key,
+                "idempotency_key": idempotency_key,
+            },
             local_names=local_names,
             celery_options=celery_options,
+            base=base,
+            read=read,
         )
         self._check_names(job)
-        self.jobs[job.name] = job
-        self.contracts[job.contract.contract_name] = job.contract
+        self.jobs.update(dict.fromkeys(job.names, job))
+        if isinstance(job, Subscription):
+            self.subscriptions[job.work_queue.name] = job
         self._add_queue(job.work_queue)
         self._register(job)
         return job
 
+    def subscribe(
+        self,
+        *what: type[Event] | str,
+        name: str | None = None,
+        queue: WorkQueue | str | None = None,
+        **options: Any,
+    ) -> JobDecorator:
+        """Make a function a subscriber: called with each event, once.
+
+            @app.subscribe(ImageResized)
+            def index(event: ImageResized) -> None: ...
+
+        Its queue keeps events from its first declaration by a worker on, also while nobody is
+        there; processes that declare the same subscriber share them. What one subscriber does with
+        an event (fail, retry, take long) is nothing to the others.
+
+        Args:
+            what: event classes, and patterns of their names: ``"image.*"``, ``"image.#"``. The
+                function takes the class, or for several a union of them or `Event`.
+            name: the subscriber's, by default the function's. It is on the broker: who renames it
+                leaves a queue behind that goes on filling, until `unsubscribe`.
+            queue: where its events wait, by default one named after the app and the subscriber.
+            options: what `job` takes besides (``retry=``, ``timeout_s=``, ``max_deliveries=`` …).
+
+        Raises:
+            TypeError: the function is not of that form.
+            ValueError: a pattern is none.
+            ContractError: another event has its name, or another subscriber its.
+        """
+        patterns = patterns_of(what)
+        local_names = sys._getframe(1).f_locals
+
+        def decorate(function: Any) -> Any:
+            own_name = name or function.__name__
+            own_queue = WorkQueue.named(queue or queue_of_subscriber(self.main, own_name))
+            return self._declare(
+                function,
+                local_names=local_names,
+                queue=replace(own_queue, events=patterns),
+                name=own_name,
+                base=Subscription,
+                read=consumed,
+                **options,
+            )
+
+        return decorate
+
+    def saga(
+        self,
+        name: str,
+        steps: Sequence[Step[M]],
+        *,
+        message: type[M] | None = None,
+        queue: WorkQueue | str | None = None,
+    ) -> Saga[M]:
+        """Declare a saga: its steps are done one after the other, or what they did is undone.
+
+        Args:
+            name: the saga's, lower case words joined by dots.
+            steps: in their order, each with what undoes it.
+            message: what it is started with, by default what the steps without ``message=`` take.
+            queue: of the saga's own two jobs, which the workers run between the steps; by default
+                one named like the app.
+
+        Raises:
+            ContractError: the steps do not fit together, or there is such a saga already.
+        """
+        if name in self.sagas:
+            raise ContractError(name, ["there is a saga of this name already"])
+        saga = Saga(self, name, steps, message)
+        succeeded, failed = tellers(self, saga)
+        saga.told = (
+            self.job(name=f"umbel.saga.{name}.succeeded", queue=queue, **PERSISTENT)(succeeded),
+            self.job(name=f"umbel.saga.{name}.failed", queue=queue, **PERSISTENT)(failed),
+        )
+        self.sagas[name] = saga
+        return saga
+
+    def publish(self, event: Event) -> Receipt:
+        """Tell all who have subscribed, or nobody if none has.
+
+        Raises:
+            ContractError: the event does not fit; nothing was sent.
+            BrokerUnavailable: no answer within ``publish_timeout_s``.
+        """
+        return self.sender.publish(event)
+
+    async def apublish(self, event: Event) -> Receipt:
+        """`publish` without blocking the event loop."""
+        return await asyncio.to_thread(self.publish, event)
+
+    def unsubscribe(self, subscriber: str) -> int:
+        """Remove a subscriber's queue from the broker. Returns how many events were dropped.
+
+        Args:
+            subscriber: its name; it need not be declared any more.
+        """
+        queues = {job.name: queue for queue, job in self.subscriptions.items()}
+        queue = queues.get(subscriber) or queue_of_subscriber(self.main, subscriber)
+        with self.connection_for_write() as connection:
+            dropped: int = connection.default_channel.unsubscribe(queue, topics(self.prefix).name)
+        return dropped
+
+    def reshard(self, queue: str) -> int:
+        """Make this program's number of shards the one in use. Returns how many messages waited.
+
+        They are put into the shards that they belong to by now, each key's in their order. Nobody
+        may send or consume meanwhile; producers and workers with the old number are told of the new
+        one. What is delayed must have come back before.
+
+        Args:
+            queue: the name of a work queue with shards.
+        """
+        return reshard(self, self.work_queues[queue])
+
     def _check_names(self, job: Job[Any, Any, Any]) -> None:
-        name = job.contract.contract_name
-        known = self.contracts.get(name)
-        if known not in {None, job.contract}:
-            other = f"{known.__module__}.{known.__qualname__}"
-            raise ContractError(name, [f"is the name of {other} already; choose another name="])
-        if job.name in self.jobs:
+        for contract in job.events if isinstance(job, Subscription) else (job.contract,):
+            if contract is not Event and not is_callback(contract):
+                self._add_contract(contract)
+        if is_callback(job.contract) and job.name == job.contract.contract_name:
+            raise ContractError(job.name, ["any number of jobs may take it: give this one a name="])
+        if taken := [name for name in job.names if name in self.jobs]:
             raise ContractError(
-                name,
+                job.name,
                 [
-                    f"there is a job {job.name!r} already; one job consumes a message, "
+                    f"there is a job {taken[0]!r} already; one job consumes a message, "
                     "so give this one a contract of its own or a name="
                 ],
             )
+
+    def _add_contract(self, contract: type[Message]) -> None:
+        names = names_of(contract)
+        for name in names:
+            known = self.contracts.get(name, contract)
+            if known is not contract:
+                other = f"{known.__module__}.{known.__qualname__}"
+                raise ContractError(name, [f"is the name of {other} already; choose another name="])
+        checked_versions(contract)
+        self.contracts.update(dict.fromkeys(names, contract))
 
     def _add_queue(self, queue: WorkQueue) -> None:
         if self.work_queues.setdefault(queue.name, queue) != queue:
@@ -185,7 +351,8 @@ class Umbel(Celery):
         """As Celery's own lazy tasks: bound when the app is finalised, so nothing is read yet."""
 
         def register() -> Job[Any, Any, Any]:
-            self._tasks[job.name] = job
+            for name in reversed(job.names):  # its own the last: Celery's logs say that one
+                self._tasks[name] = job
             return job
 
         type(job)._app = self
@@ -236,13 +403,35 @@ class Umbel(Celery):
         return Records(store, self.prefix, self.settings.result_ttl_s)
 
     @cached_property
-    def dead_letters(self) -> DeadLetters:
+    def once(self) -> Once:
+        """What came of idempotency keys.
+
+        Raises:
+            StoreRequired: there is no state store.
+        """
+        store = required(self.store, "a concurrency_key or idempotency_key")
+        settings = self.settings
+        return Once(store.client, self.prefix, settings.lease_s, settings.idempotency_ttl_s)
+
+    @cached_property
+    def saga_records(self) -> SagaRecords:
+        """What is known of sagas.
+
+        Raises:
+            StoreRequired: there is no state store.
+        """
+        store = required(self.store, "a saga")
+        return SagaRecords(store, self.prefix, self.settings.result_ttl_s)
+
+    @cached_property
+    def dead_letters(self) -> DeadLetterOffice:
         """Dead letters and quarantine.
 
         Raises:
             StoreRequired: there is no state store.
         """
-        return DeadLetters(required(self.store, "keeping dead letters"), self.prefix)
+        store = required(self.store, "keeping dead letters")
+        return DeadLetterOffice(store, self.prefix, self.settings, self)
 
     @cached_property
     def blobs(self) -> BlobStore:
@@ -250,13 +439,34 @@ class Umbel(Celery):
         return BlobStore.at(self.settings.blob_url, self.conf.broker_url)
 
     @cached_property
+    def _express(self) -> Express:
+        return Express(self, lambda: type(self).send_task is _SEND_TASK)
+
+    def close(self) -> None:
+        """Close this app's connections."""
+        self._express.close()
+        super().close()
+
+    @cached_property
     def sender(self) -> Sender:
         """The producer side."""
         return Sender(
+            express=self._express,
+            publisher=Publisher(self),
             records=lambda: self.records,
             broker_name=lambda: maybe_sanitize_url(self.conf.broker_write_url),
             timeout_s=self.settings.publish_timeout_s,
+            shard_maps=lambda: self.shard_maps,
         )
+
+    @cached_property
+    def shard_maps(self) -> ShardMaps:
+        """How many shards each queue has.
+
+        Raises:
+            StoreRequired: there is no state store.
+        """
+        return ShardMaps(required(self.store, "a queue with shards"), self.prefix)
 
     def deliver(
         self, job: Job[Any, Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -271,13 +481,29 @@ class Umbel(Celery):
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Celery's one way out, for `delay`, chains, beat and names: ours are checked here."""
         if job := self.jobs.get(name):
-            args, options = self.sender.outgoing(job, args, kwargs, options)
-            kwargs = None
+            try:
+                args, options = self.sender.outgoing(job, args, kwargs, options)
+            except ContractError as error:
+                if not followups.is_set_off(self):
+                    raise
+                return self.AsyncResult(followups.quarantine(self, job, args, options, error))
+            name, kwargs = job.name_for(options.get("headers") or {}), None
         return super().send_task(name, args, kwargs, **options)
 
     def _connection(self, url: str, *args: Any, **options: Any) -> Connection:
-        """Celery's one way to a connection, for reading and for writing."""
-        connection: Connection = super()._connection(server_url(url), *args, **options)
+        """Celery's one way to a connection, for reading and for writing.
+
+        Who sets one transport option keeps the others of ours: without them a send may hang.
+        """
+        options["transport_options"] = {
+            **self._defaults["broker_transport_options"],
+            **self.conf.broker_transport_options,
+            **(options.get("transport_options") or {}),
+        }
+        url, master = split_master(server_url(url))
+        if master:
+            options["transport_options"]["master_name"] = master
+        connection: Connection = super()._connection(url, *args, **options)
         return connection
 
     def _get_backend(self) -> Any:
@@ -289,16 +515,21 @@ class Umbel(Celery):
     def _load_config(self) -> Any:
         """Ours just above Celery's own: `add_defaults` would put them above a `celeryconfig`."""
         conf = super()._load_config()
-        defaults = self._defaults()
+        defaults = self._defaults
         for layers in (conf.maps, conf.defaults):
             layers.insert(-1, defaults)
         return conf
 
+    @cached_property
     def _defaults(self) -> dict[str, Any]:
         # Where `celery -b` puts its URL.
         effective = os.environ.get("CELERY_BROKER_URL") or self.settings.broker_url
         store = store_url(self.settings, effective)
         return celery_defaults(self.settings, self.prefix, server_url(effective), store)
+
+
+_SEND_TASK = Umbel.send_task
+"""Who overrides it, a test for instance, gets every message."""
 
 
 def _refuse_unknown(options: dict[str, Any]) -> None:

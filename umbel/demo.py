@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from rich.table import Table
 from umbel.config.settings import project_directory
 
 WIDTHS = [1280, 640, 320, 150]
+HOST = "127.0.0.1"
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 15
 FILE_TIMEOUT_S = 600
@@ -61,6 +62,18 @@ class Output:
     address: str
 
 
+@dataclass
+class Child:
+    """A process that was started, and where it writes."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def tail(self) -> str:
+        """The last lines of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+
+
 class DemoFailed(Exception):
     """Something did not come out as it must."""
 
@@ -70,56 +83,74 @@ def service() -> Iterator[tuple[str, str]]:
     """Everything that runs, for as long as the block: gives the web's and Flower's addresses."""
     logs = project_directory() / ".umbel" / "demo"
     logs.mkdir(parents=True, exist_ok=True)
-    web_port, flower_port = free_port(8000), free_port(5555)
     celery = [sys.executable, "-m", "celery", "-A", "umbel.media"]
     worker = [*celery, "worker", "--loglevel=INFO"]
-    host = "127.0.0.1"
     uvicorn = [sys.executable, "-m", "uvicorn", "--factory", "umbel.media:create_web"]
-    commands = {
-        "worker-classification": [*worker, "-Q", "classification", "-c", "1", "-n", "classify@%h"],
-        "worker-images": [*worker, "-Q", "images", "-c", "2", "-n", "images@%h"],
-        "worker-videos": [*worker, "-Q", "videos", "-c", "1", "-n", "videos@%h"],
-        "web": [*uvicorn, "--host", host, "--port", str(web_port)],
-        "flower": [*celery, "flower", f"--address={host}", f"--port={flower_port}"],
-    }
-    children: dict[str, subprocess.Popen[bytes]] = {}
+    children = Children(logs)
     try:
-        for name, command in commands.items():
-            log = logs / f"{name}.log"
-            if name == "flower":  # it asks the workers for their queues when it starts
-                for other, child in children.items():
-                    wait_until_ready(child, logs / f"{other}.log")
-            children[name] = start(command, log)
-            console.print(f"  started {name:22} log: {shown(log)}", highlight=False)
-        web, flower = f"http://{host}:{web_port}", f"http://{host}:{flower_port}"
-        wait_for(f"{web}/readyz", logs / "web.log")
-        wait_for(f"{flower}/healthcheck", logs / "flower.log")
-        yield web, flower
+        workers = [
+            children.start(f"worker-{queue}", *worker, f"-Q{queue}", f"-c{places}", f"-n{queue}@%h")
+            for queue, places in [("classification", 1), ("images", 2), ("videos", 1)]
+        ]
+        web = children.serve("web", 8000, "/readyz", *uvicorn, f"--host={HOST}")
+        for child in workers:  # Flower asks them for their queues when it starts
+            wait_until_ready(child)
+        command = [*celery, "flower", f"--address={HOST}"]
+        yield web, children.serve("flower", 5555, "/healthcheck", *command)
     finally:
         console.print("\nStopping …")
-        stop(children)
+        children.stop()
 
 
-def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """A process in a session of its own, so that Ctrl-C reaches only this program."""
-    with log.open("w") as output:
-        return subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+class Children:
+    """What was started.
 
+    Args:
+        logs: the directory where each writes.
+    """
 
-def stop(children: dict[str, subprocess.Popen[bytes]]) -> None:
-    """End them all, kindly at first."""
-    for child in children.values():
-        child.terminate()
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    for name, child in children.items():
-        try:
-            child.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            console.print(f"  {name} did not end in {STOP_TIMEOUT_S} s; killed")
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._all: dict[str, Child] = {}
+
+    def start(self, name: str, *command: str) -> Child:
+        """A process in a session of its own, so that Ctrl-C reaches only this program."""
+        log = self._logs / f"{name}.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        console.print(f"  started {name:22} log: {shown(log)}", highlight=False)
+        self._all[name] = child = Child(process, log)
+        return child
+
+    def serve(self, name: str, port: int, health: str, *command: str) -> str:
+        """Start what listens at `port` or, if somebody has that, at a later one. Returns where."""
+        while True:
+            port = free_port(port)
+            child = self.start(name, *command, f"--port={port}")
+            address = f"http://{HOST}:{port}"
+            try:
+                wait_for(address + health, child)
+            except DemoFailed:
+                if "already in use" not in child.tail():
+                    raise
+                port += 1  # somebody took it since we looked
+            else:
+                return address
+
+    def stop(self) -> None:
+        """End them all, kindly at first."""
+        for child in self._all.values():
+            child.process.terminate()
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        for name, child in self._all.items():
+            try:
+                child.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                console.print(f"  {name} did not end in {STOP_TIMEOUT_S} s; killed")
+                os.killpg(child.process.pid, signal.SIGKILL)
+                child.process.wait()
 
 
 def free_port(wanted: int) -> int:
@@ -128,7 +159,7 @@ def free_port(wanted: int) -> int:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind((HOST, port))
             except OSError:
                 continue
             if port != wanted:
@@ -137,31 +168,30 @@ def free_port(wanted: int) -> int:
     raise DemoFailed(f"no free port from {wanted} to {wanted + 99}")
 
 
-def wait_for(address: str, log: Path) -> None:
-    """Until it answers, or fail with the end of its log."""
+def wait_for(address: str, child: Child) -> None:
+    """Until it answers."""
+
+    def answers() -> bool:
+        with suppress(httpx.HTTPError):
+            return httpx.get(address, timeout=2).is_success
+        return False
+
+    wait_until(answers, child)
+
+
+def wait_until_ready(child: Child) -> None:
+    """Until a worker's log says so."""
+    wait_until(lambda: "ready." in child.log.read_text(errors="replace"), child)
+
+
+def wait_until(ready: Callable[[], bool], child: Child) -> None:
+    """Until it is so, or fail with the end of the child's log."""
     deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(address, timeout=2).is_success:
-                return
-        except httpx.HTTPError:
-            pass
+    while child.process.poll() is None and time.monotonic() < deadline:
+        if ready():
+            return
         time.sleep(0.1)
-    raise DemoFailed(f"{address} does not answer; the end of {shown(log)}:\n{tail(log)}")
-
-
-def wait_until_ready(child: subprocess.Popen[bytes], log: Path) -> None:
-    """Until a worker's log, or the web server's, says so."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not any(word in log.read_text(errors="replace") for word in ("ready.", "running on")):
-        if child.poll() is not None or time.monotonic() > deadline:
-            raise DemoFailed(f"the end of {shown(log)}, which is not ready:\n{tail(log)}")
-        time.sleep(0.1)
-
-
-def tail(log: Path) -> str:
-    """The last lines of a log."""
-    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+    raise DemoFailed(f"the end of {shown(child.log)}, which is not ready:\n{child.tail()}")
 
 
 def shown(path: Path) -> str:

@@ -56,7 +56,17 @@ class Sent:
 
 
 class _NoRecords:
-    """In place of the records, while nothing runs."""
+    """In place of the records of jobs and sagas, while nothing runs."""
+
+    def begin(self, saga: Any) -> Any:
+        """A saga sends its first step."""
+        self._saga = saga
+        return saga
+
+    def move(self, _key: str, change: Callable[[Any], bool]) -> Any:
+        """And waits for ever."""
+        change(self._saga)
+        return self._saga
 
     def queued(self, _job_id: str, _name: str) -> None:
         """There is none to be kept."""
@@ -88,6 +98,7 @@ def umbel_sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
 
     monkeypatch.setattr(Umbel, "send_task", keep)
     monkeypatch.setattr(Umbel, "records", _NoRecords())
+    monkeypatch.setattr(Umbel, "saga_records", _NoRecords())
     monkeypatch.setattr(Celery, "send_task", keep)
     return sent
 
@@ -161,5 +172,15 @@ def _module_of(app: Umbel) -> str:
 def _forget_connections(app: Umbel) -> None:
     """Read the settings anew: a test has its own broker."""
     app.close()
-    for name in ("settings", "store", "records", "dead_letters", "sender", "blobs", "amqp"):
+    for name in (
+        "settings",
+        "store",
+        "records",
+        "saga_records",
+        "dead_letters",
+        "sender",
+        "_express",
+        "blobs",
+        "amqp",
+    ):
         app.__dict__.pop(name, None)

@@ -17,6 +17,7 @@ from umbel.config.errors import (
     BlobError,
     BrokerUnavailable,
     ContractError,
+    MessageRefused,
     StoreRequired,
     UmbelError,
     UnknownJob,
@@ -77,6 +78,8 @@ def problem_of(error: Exception) -> Problem:  # noqa: PLR0911  a table
             return unavailable(
                 "Broker unavailable", f"{detail}repeat the request with the same Idempotency-Key"
             )
+        case MessageRefused():
+            return unavailable("Job refused", "the broker did not take the job; it is in the log")
         case StoreRequired():
             return problem(503, "No state store", str(error))
         case StoreConnectionError() | StoreTimeoutError():

@@ -36,10 +36,13 @@ class Sub(Add, name="test.sub", version=1):
     """A class of its own, although its fields would fit."""
 
 
+on_both = pytest.mark.brokers("valkey", "rabbitmq")
+
+
 @pytest.fixture
-def app(valkey) -> Umbel:
-    """An app on a Valkey of its own; no worker."""
-    return Umbel("shop", broker=valkey.url)
+def app(broker) -> Umbel:
+    """An app on a broker of its own; no worker."""
+    return Umbel("shop", broker=broker.url)
 
 
 @pytest.fixture
@@ -162,7 +165,8 @@ def test_on_the_wire_it_is_a_celery_message_with_our_headers(app, add, valkey):
     assert message["properties"]["delivery_info"] == {"exchange": "", "routing_key": "sums"}
 
 
-def test_every_way_of_sending_is_checked_and_queues_nothing(app, add, valkey):
+@on_both
+def test_every_way_of_sending_is_checked_and_queues_nothing(app, add, broker):
     """Ours and Celery's: a misfit is a `ContractError` before anything is sent."""
     bad = {"a": "x"}
     changed = Add(a=1)
@@ -188,7 +192,7 @@ def test_every_way_of_sending_is_checked_and_queues_nothing(app, add, valkey):
     for way in ways:
         with pytest.raises(ContractError, match=r"test\.add"):
             way()
-    assert waiting(valkey) == []
+    assert broker.waiting("sums") == []
 
 
 def test_beat_is_checked_too(app, add, valkey):
@@ -208,11 +212,11 @@ def test_beat_is_checked_too(app, add, valkey):
     assert [body[0] for body in bodies] == [[{"a": 2, "b": 0}], [{"a": 1, "b": 0}]]
 
 
-def test_on_the_wire_a_request_and_its_options(app, add, valkey):
+def test_on_the_wire_a_request_and_its_options(app, add, broker):
     """Tracked, with its limit, its time and its expiry as Celery writes them."""
     handle = add.request(Add(a=1), delay_s=60, expires_s=90, job_id="order-7")
-    [message] = waiting(valkey)
-    headers = message["headers"]
+    [message] = broker.waiting("sums")
+    headers = message.headers
     assert handle.id == headers["id"] == headers["umbel-correlation-id"] == "order-7"
     assert (headers["umbel-tracked"], headers["ignore_result"]) == (True, False)
     assert headers["timelimit"] == [9, None]
@@ -223,7 +227,8 @@ def test_on_the_wire_a_request_and_its_options(app, add, valkey):
         assert abs(after - timedelta(seconds=seconds)) < timedelta(seconds=5)
 
 
-def test_celerys_ways_reach_the_jobs_queue(app, add, valkey):
+@on_both
+def test_celerys_ways_reach_the_jobs_queue(app, add, broker):
     """`delay`, by name, and a job that was declared after something was sent."""
     add.delay({"a": 1})
     app.send_task("test.add", [{"a": 2}])
@@ -232,10 +237,11 @@ def test_celerys_ways_reach_the_jobs_queue(app, add, valkey):
     def late(message: Add) -> None: ...
 
     late.send(Add(a=3))
-    assert len(waiting(valkey)) == 2
-    assert len(waiting(valkey, "late")) == 1
+    assert len(broker.waiting("sums")) == 2
+    assert len(broker.waiting("late")) == 1
 
 
+@on_both
 def test_a_handle_is_found_again(app, add):
     """By its id, in any process; an unknown id is an error and not for ever pending."""
     handle = add.request(Add(a=1))

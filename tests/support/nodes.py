@@ -15,16 +15,16 @@ import pytest
 from pytest_celery import (
     ALL_CELERY_BACKENDS,
     ALL_CELERY_BROKERS,
-    CELERY_RABBITMQ_BROKER,
     CeleryTestBackend,
     CeleryTestBroker,
     CeleryTestWorker,
     CeleryWorkerContainer,
+    RabbitMQContainer,
     RedisContainer,
 )
 
 from support.process import LocalProcess
-from support.servers import Valkey
+from support.servers import RabbitMQ, Valkey
 from support.workers import FAST
 
 
@@ -80,6 +80,15 @@ class ValkeyContainer(ReadyByProcess, RedisContainer):
     port = property(lambda self: self.process.port)
 
 
+class RabbitMQLocalContainer(ReadyByProcess, RabbitMQContainer):
+    """The shared RabbitMQ node, in the test's vhost, behind pytest-celery's RabbitMQ nodes."""
+
+    url = host_url = property(lambda self: self.process.url)
+    hostname = property(lambda self: "127.0.0.1")
+    port = property(lambda self: self.process.port)
+    vhost = property(lambda self: self.process.vhost)
+
+
 class LocalWorkerContainer(ReadyByProcess, CeleryWorkerContainer):
     """pytest-celery's own worker app, with one child and without the waits at start."""
 
@@ -107,7 +116,7 @@ def docker_client() -> NoReturn:
 
 
 # pytest-celery's parameters are sets: unsorted, xdist's workers collect different tests.
-@pytest.fixture(params=sorted(ALL_CELERY_BROKERS - {CELERY_RABBITMQ_BROKER}))
+@pytest.fixture(params=sorted(ALL_CELERY_BROKERS))
 def celery_broker(request: pytest.FixtureRequest) -> Iterator[CeleryTestBroker]:
     broker = request.getfixturevalue(request.param)
     yield broker
@@ -132,8 +141,8 @@ def default_redis_backend(start_valkey: Callable[..., Valkey]) -> ValkeyContaine
 
 
 @pytest.fixture
-def default_rabbitmq_broker() -> NoReturn:
-    pytest.fail("RabbitMQ has no Server class in tests/support/servers.py yet")
+def default_rabbitmq_broker(rabbitmq: RabbitMQ) -> RabbitMQLocalContainer:
+    return RabbitMQLocalContainer(LocalContainer(rabbitmq))
 
 
 @pytest.fixture

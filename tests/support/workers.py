@@ -88,10 +88,10 @@ def write_app(
     for module in modules:
         del sys.modules[module.__name__]
         for app in {value for value in vars(module).values() if isinstance(value, Celery)}:
-            _close(app)
+            close_app(app)
 
 
-def _close(app: Celery) -> None:
+def close_app(app: Celery) -> None:
     """Close the app, and its backend's subscription.
 
     A result that outlives its test (in a failure's traceback) unsubscribes when it is collected,

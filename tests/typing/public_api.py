@@ -2,7 +2,7 @@
 
 from typing import assert_type
 
-from umbel import Job, JobContext, JobHandle, Message, Receipt, Umbel
+from umbel import Job, JobContext, JobHandle, Message, Receipt, Saga, SagaRun, Step, Umbel
 
 app = Umbel("typed")
 
@@ -56,3 +56,41 @@ async def in_a_loop() -> None:
 # A message of another contract is refused. If a checker did not, the ignore would be unused,
 # which is an error too.
 bare.send(Other())  # type: ignore[arg-type]
+
+
+@app.job(name="typed.forget")
+def forget(message: Ask) -> None: ...
+
+
+@app.job(name="typed.other")
+def other(message: Other) -> str:
+    return "done"
+
+
+def to_other(run: SagaRun[Ask]) -> Other:
+    assert_type(run.message, Ask)
+    assert_type(run.result(bare), Answer)
+    return Other()
+
+
+def to_ask(run: SagaRun[Ask]) -> Ask:
+    return run.message
+
+
+simple = app.saga("typed.simple", steps=[Step(bare, undo=forget), Step(with_context)])
+assert_type(simple, Saga[Ask])
+assert_type(simple.start(ask).result(1).result(bare), Answer)
+assert_type(
+    app.saga(
+        "typed.mixed",
+        steps=[
+            Step(bare, undo=other, undo_message=to_other),
+            Step(other, message=to_other),
+            Step(bare, undo=other, message=to_ask, undo_message=to_other),
+        ],
+    ),
+    Saga[Ask],
+)
+simple.start(Other())  # type: ignore[arg-type]
+Step(bare, undo=other)  # type: ignore[misc]
+Step(bare, message=to_other)  # type: ignore[arg-type]

@@ -100,7 +100,7 @@ def test_it_stays_until_ctrl_c_and_its_pages_work(app_dir, media, tmp_path):
     flower = tasks.removesuffix("/tasks")
     shows(docs, ["/v1/jobs/video.transcode", "Make an MP4 that plays everywhere."], tmp_path)
     shows(tasks, ["content.classify", "image.resize", "video.transcode", "SUCCESS"], tmp_path)
-    shows(f"{flower}/workers", ["classify@", "images@", "videos@"], tmp_path)
+    shows(f"{flower}/workers", ["classification@", "images@", "videos@"], tmp_path)
     shows(f"{flower}/broker", ["classification", "images", "videos"], tmp_path)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait() == 0

@@ -38,10 +38,14 @@ TEXT = b"This is a text and nothing else.\n" * 20
 FFCONCAT = b"ffconcat version 1.0\nfile /etc/passwd\n"
 
 
+on_both = pytest.mark.brokers("valkey", "rabbitmq")
+
+
 @pytest.fixture
-def app(valkey, app_dir, monkeypatch) -> Iterator[Umbel]:
+def app(broker, app_dir, monkeypatch) -> Iterator[Umbel]:
     """`umbel.media`, imported anew on the test's own broker and blob store."""
-    monkeypatch.setenv("UMBEL_BROKER_URL", valkey.url)
+    monkeypatch.setenv("UMBEL_BROKER_URL", broker.url)
+    monkeypatch.setenv("UMBEL_CONSUMER_TIMEOUT_S", "86400")  # as an operator of RabbitMQ has to
     monkeypatch.setenv("UMBEL_BLOB_URL", (app_dir / "blobs").as_uri())
     fresh = importlib.reload(media)
     yield fresh.app
@@ -89,6 +93,7 @@ def test_a_hostile_video_is_a_failed_job(app, start_worker, data):
     assert app.dead_letters.count() == 1
 
 
+@on_both
 def test_a_reference_to_elsewhere_is_not_followed(app, start_worker):
     """A message comes from anybody; the store reads only what is inside it."""
     start_worker("umbel.media", queues=["classification"])
@@ -99,6 +104,7 @@ def test_a_reference_to_elsewhere_is_not_followed(app, start_worker):
     handle.cancel()
 
 
+@on_both
 def test_content_is_told_by_its_bytes(app, start_worker):
     """Whatever the type claims."""
     start_worker("umbel.media", queues=["classification"])
@@ -107,6 +113,7 @@ def test_content_is_told_by_its_bytes(app, start_worker):
         assert media.classify.request(ClassifyContent(source=blob)).result(30).kind is kind
 
 
+@on_both
 def test_cancelling_a_video_kills_ffmpeg(app, start_worker, tmp_path):
     """The handle's cancel reaches the process that does the work."""
     source = long_video(tmp_path)
