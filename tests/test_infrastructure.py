@@ -18,7 +18,7 @@ import redis
 from pytest_celery import CeleryTestSetup
 from pytest_celery.vendors.worker.tasks import add
 from support.process import LocalProcess, alive, eventually, left_behind
-from support.servers import Valkey
+from support.servers import RabbitMQ, Valkey
 from support.workers import Worker
 
 SHOP = """
@@ -179,6 +179,21 @@ def test_urls_are_never_given_twice(start_valkey: Callable[..., Valkey]) -> None
     assert one.url != two.url
     assert two.client().get("key") is None
     assert two.client().config_get("maxmemory") == {"maxmemory": "10485760"}
+
+
+def test_rabbitmq_shows_its_queues(rabbitmq: RabbitMQ) -> None:
+    """Each test has a vhost of its own; what waits and what somebody holds can be seen."""
+    assert rabbitmq.waiting("jobs") == []
+    client = rabbitmq.client()
+    jobs = client.SimpleQueue("jobs")
+    rabbitmq.push("jobs", b"1", headers={"number": 1})
+    rabbitmq.push("jobs", b"2")
+    assert [(one.headers, one.body) for one in rabbitmq.waiting("jobs")] == [
+        ({"number": 1}, b"1"),
+        ({}, b"2"),
+    ]
+    jobs.get(timeout=10)
+    eventually(lambda: sum(rabbitmq.counts("jobs")) == 2 and rabbitmq.counts("jobs")[1])
 
 
 def test_a_port_is_claimed_across_processes(valkey: Valkey) -> None:
