@@ -49,6 +49,27 @@ build/tree:
 test: $(INSTALLED) ## run every test on real servers (PYTEST="-k name" for some)
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
 
+# Umbel and its peers in an environment of their own: what they bring (uvloop) would change the tests
+# here, and arq demands an older redis-py than Umbel.
+PEERS := build/bench
+
+$(PEERS)/.installed: pyproject.toml
+	@$(PYTHON) -m venv $(PEERS) && $(PYTHON) -m venv $(PEERS)/arq
+	@echo "Installing Umbel and its peers into $(PEERS) (the first time takes a minute or two)"
+	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check --editable ".[bench]"
+	@$(PEERS)/arq/bin/python -m pip install -qq --disable-pip-version-check "arq>=0.28"
+	@touch $@
+
+.PHONY: bench
+bench: $(PEERS)/.installed ## measure Umbel beside its peers, 25 minutes (QUICK=1: three; BENCH="--systems umbel,celery")
+	@$(PEERS)/bin/python -m benchmarks $(if $(QUICK),--quick) $(BENCH)
+
+MINUTES ?= 30
+
+.PHONY: soak
+soak: $(INSTALLED) ## each fault many times under load, MINUTES=30 (SOAK="--seed 7 --brokers valkey")
+	@PYTHONPATH=tests $(BIN)/python -m chaos.soak --minutes $(MINUTES) $(SOAK)
+
 .PHONY: lint
 lint: $(INSTALLED) build/tree ## style, layers and their planted violation
 	@$(BIN)/ruff check .
