@@ -27,6 +27,9 @@ logger = logging.getLogger("umbel.delivery")
 ANSWER_TIMEOUT_S = 20.0
 """How long an answer may take: a cluster that elects a leader takes some seconds."""
 
+SILENCE = 2
+"""Heartbeats of silence after which the server may take this process for dead."""
+
 _HEADER = 2  # a frame's type: the properties of a message
 _HEARTBEAT = b"\x08\0\0\0\0\0\0\xce"  # a frame (AMQP 0-9-1, 4.2.7)
 _sending_until: ContextVar[float] = ContextVar("sending_until", default=inf)
@@ -66,6 +69,7 @@ class Connection(pyamqp.Connection):
         self._until = inf
         self._wire = threading.RLock()
         self._said = 0
+        self._said_at = self._looked_at = inf
         options |= {"frame_handler": _reader, "frame_writer": _writer}
         super().__init__(*args, **options)
 
@@ -82,6 +86,7 @@ class Connection(pyamqp.Connection):
             except Exception:  # py-amqp does so for some of them
                 self.collect()
                 raise
+        self._said_at = self._looked_at = monotonic()
         heartbeats.add(self)
         return connected
 
@@ -93,6 +98,7 @@ class Connection(pyamqp.Connection):
     def collect(self) -> None:
         """Give up the socket and all channels."""
         heartbeats.remove(self)
+        self._said_at = inf
         super().collect()
 
     @contextmanager
@@ -130,10 +136,17 @@ class Connection(pyamqp.Connection):
 
         The wire is locked for reading what is there, not while waiting for it: TLS must not read
         and write at once.
+
+        Raises:
+            RecoverableConnectionError: this process stood still for so long that others may have
+                been given what it has not read yet.
         """
         timeout, transport = self._left(timeout), self.transport
         if timeout != 0 and not transport._read_buffer:
             _wait(transport.sock, select.POLLIN, timeout)
+        if self._was_silent():
+            self.collect()
+            raise RecoverableConnectionError("this process was not heard for too long")
         with self._wire, transport.having_timeout(timeout):
             frame = transport.read_frame()
         return self.on_inbound_frame(frame)
@@ -147,7 +160,11 @@ class Connection(pyamqp.Connection):
 
     def beat(self) -> None:
         """See `heartbeats`; called in their thread."""
-        if self.bytes_sent == self._said and self._wire.acquire(blocking=False):
+        if self._was_silent():
+            return  # what reads next will find out
+        if self.bytes_sent != self._said:  # since the last look; when, is not known
+            self._said_at = self._looked_at
+        elif self._wire.acquire(blocking=False):
             try:
                 if self.connected:
                     _wait(self.sock, select.POLLOUT, 0)
@@ -155,11 +172,16 @@ class Connection(pyamqp.Connection):
                     # find out, or Kombu makes another and leaves this one to the others.
                     self.transport._write(_HEARTBEAT)
                     self.bytes_sent += 1
+                    self._said_at = monotonic()
             except Exception as error:
                 logger.debug("no heartbeat: %r", error)
             finally:
                 self._wire.release()
-        self._said = self.bytes_sent
+        self._said, self._looked_at = self.bytes_sent, monotonic()
+
+    def _was_silent(self) -> bool:
+        """Whether the server may have given up this process: it was stopped, or its machine was."""
+        return bool(self.heartbeat) and monotonic() - self._said_at > SILENCE * self.heartbeat
 
     def forked(self) -> None:
         """See `heartbeats`: their thread may have held the lock."""

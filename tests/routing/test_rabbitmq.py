@@ -382,6 +382,23 @@ def test_a_worker_that_stands_still_loses_its_message_to_another(shop, rabbitmq,
     shop.nap.request(shop.Nap(seconds=0)).result(20)
 
 
+def test_who_stood_still_begins_nothing_that_is_another_s_by_now(shop, rabbitmq, start_worker):
+    """What was on its way to it is in its socket yet, and was given to another meanwhile."""
+    fast = {"queues": ["naps"], "env": {"HEARTBEAT": "1"}}
+    stopped = start_worker(shop, **fast)
+    stopped.freeze()
+    shop.nap.send(shop.Nap(seconds=0))
+    eventually(lambda: rabbitmq.counts("naps") == (0, 1))
+    start_worker(shop, **fast)
+    eventually(lambda: marks(shop) == ["nap"])
+    stopped.thaw()
+    stopped.wait_for_log("onnection to broker lost")
+    stopped.wait_for_log("Connected to")
+    shop.nap.request(shop.Nap(seconds=0)).result(20)
+    eventually(lambda: rabbitmq.counts("naps") == (0, 0))
+    assert marks(shop) == ["nap"] * 2
+
+
 def test_a_server_that_was_heard_is_not_taken_for_gone(rabbitmq):
     """Also when nobody had the time to read what it said; one that is silent is."""
     with connected(rabbitmq.url, heartbeat=1) as channel:
