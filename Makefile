@@ -61,7 +61,7 @@ $(PEERS)/.installed: pyproject.toml
 	@touch $@
 
 .PHONY: bench
-bench: $(PEERS)/.installed ## measure Umbel beside its peers, 25 minutes (QUICK=1: three; BENCH="--systems umbel,celery")
+bench: $(PEERS)/.installed ## measure Umbel beside its peers, 27 minutes (QUICK=1: three; BENCH="--systems umbel,celery")
 	@$(PEERS)/bin/python -m benchmarks $(if $(QUICK),--quick) $(BENCH)
 
 MINUTES ?= 30

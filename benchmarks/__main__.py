@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks import backlog, plots, report, trial, turns
+from benchmarks import backlog, events, plots, report, trial, turns
 from benchmarks.results import Results
 from benchmarks.servers import RABBITMQ_SERVER, RabbitMQ, Valkey
 from benchmarks.systems import NAMES, RABBITMQ, VALKEY
@@ -58,12 +58,16 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--trips", type=int, help="idle round trips (150); 0: none")
     parser.add_argument("--backlog-rounds", type=int, help="(3); 0: no backlog")
     parser.add_argument("--waiting", type=_sizes, help="backlogs (1e3,1e4,1e5,1e6)")
+    parser.add_argument("--event-rounds", type=int, help="(3); 0: no events")
+    parser.add_argument("--subscribers", type=_sizes, help="of an event (1,10,100)")
     parser.add_argument("--quick", action="store_true", help="small counts, one round")
     parser.add_argument("--out", type=Path, help="directory (docs/benchmarks; quick: build)")
     full = {"rounds": 5, "each": 1_000, "many": 5_000, "trips": 150, "backlog_rounds": 3}
     full |= {"waiting": [1_000, 10_000, 100_000, 1_000_000], "out": DOCS}
+    full |= {"event_rounds": 3, "subscribers": [1, 10, 100]}
     small = {"rounds": 1, "each": 500, "many": 1_500, "trips": 50, "backlog_rounds": 1}
     small |= {"waiting": [1_000, 100_000], "out": QUICK}
+    small |= {"event_rounds": 1, "subscribers": [1, 10]}
     given = parser.parse_args()
     for name, value in (small if given.quick else full).items():
         if getattr(given, name) is None:
@@ -93,6 +97,7 @@ def _measure(
     rounds = [
         *turns.trials(results, given.brokers, given.rounds),
         *turns.backlogs(results, given.brokers, given.backlog_rounds, given.waiting, given.quick),
+        *turns.events(given.brokers, given.event_rounds, given.subscribers),
     ]
     due = [(number, turn) for number, in_turn in enumerate(rounds) for turn in in_turn]
     began = time.monotonic()
@@ -106,7 +111,8 @@ def _measure(
         else:
             print(_shown(sample.items()))
             where = {"broker": turn.broker, "system": turn.system, "pool": turn.pool.name}
-            results.add(sample, round=number, waiting=turn.waiting, **where)
+            where |= {"waiting": turn.waiting, "subscribers": turn.subscribers}
+            results.add(sample, round=number, **where)
             if lost := sample.get("lost"):
                 results.failures.append(f"{turn}: {lost:,.0f} messages were not done")
         results.save(given.out)
@@ -114,6 +120,8 @@ def _measure(
 
 def _sample(turn: Turn, servers: dict[str, Valkey | RabbitMQ], given: argparse.Namespace) -> Sample:
     server, store = servers[turn.broker], servers[VALKEY]
+    if turn.subscribers:
+        return events.run(server, store, turn.subscribers)
     if turn.waiting:
         return backlog.run(turn.system, turn.pool, server, store, turn.waiting)
     counts = Counts(given.each if turn.sends else 0, given.many, given.trips)

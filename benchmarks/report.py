@@ -36,6 +36,7 @@ def _lines(results: Results) -> Iterator[str]:
         yield from _table(f"Idle round trip on {title}", _IDLE, _idle(results, broker))
         yield from _table(f"Memory on {title}", _MEMORY, _memory(results, broker))
         yield from _backlog(results, broker)
+        yield from _table(f"Events on {title}", _EVENTS, _events(results, broker))
     yield from _table("Safety", _SAFETY, _safety(results))
     if results.failures:
         yield from ["", "## Not measured", "", *(f"- {line}" for line in results.failures)]
@@ -154,6 +155,22 @@ def _backlog(results: Results, broker: str) -> Iterator[str]:
         title = f"Microseconds to {what}, by messages waiting on {TITLES[broker]}"
         head = ("system", *(f"{size:,}" for size in sizes), "most ÷ least")
         yield from _table(title, head, lines)
+
+
+_EVENTS = ("subscribers", "µs to publish one", "for each copy", "µs to get a copy handled")
+
+
+def _events(results: Results, broker: str) -> list[list[str]]:
+    sizes = sorted({entry.get("subscribers") or 0 for entry in results.samples} - {0})
+    lines = []
+    for size in sizes:
+        publish, handle = (
+            results.of_events(measure, broker, size) for measure in ("publish_us", "handle_us")
+        )
+        if publish and handle:
+            each = f"{publish.median / size:,.0f}"
+            lines.append([str(size), _rate(publish), each, _rate(handle)])
+    return lines
 
 
 _SAFETY = ("system", "safety", "because", "where it says so")

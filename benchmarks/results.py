@@ -21,7 +21,8 @@ class Results:
     Attributes:
         about: date, machine, servers and options.
         systems: each system's description, by name.
-        samples: each measurement: `round`, `broker`, `system`, `pool`, `waiting`, `sample`.
+        samples: each measurement: `round`, `broker`, `system`, `pool`, `waiting`, `subscribers`,
+            `sample`.
         failures: what could not be measured, and why.
     """
 
@@ -54,7 +55,7 @@ class Results:
         (directory / "results.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     def add(self, sample: dict[str, float], **where: str | int | None) -> None:
-        """Keep one measurement: `round`, `broker`, `system`, `pool`, `waiting`."""
+        """Keep one measurement: `round`, `broker`, `system`, `pool`, `waiting`, `subscribers`."""
         self.samples.append({**where, "sample": sample})
 
     def pools(self, system: str, broker: str) -> list[Pool]:
@@ -68,6 +69,13 @@ class Results:
     ) -> Spread | None:
         """A measure over all rounds."""
         where = {"broker": broker, "system": system, "pool": pool, "waiting": waiting}
+        return self._spread(measure, where)
+
+    def of_events(self, measure: str, broker: str, subscribers: int) -> Spread | None:
+        """The same of events."""
+        return self._spread(measure, {"broker": broker, "subscribers": subscribers})
+
+    def _spread(self, measure: str, where: dict[str, Any]) -> Spread | None:
         return Spread.of(
             entry["sample"].get(measure) for entry in self.samples if where.items() <= entry.items()
         )

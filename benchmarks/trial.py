@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,6 +56,7 @@ class Bench:
     url: str
     store: Valkey
     directory: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def effects(self) -> Path:
@@ -66,7 +67,7 @@ class Bench:
     def env(self) -> dict[str, str]:
         """For its producer and its workers."""
         variables = {BROKER: self.url, STORE: self.store.url, EFFECTS: str(self.effects)}
-        return environment(**variables)
+        return environment(**variables, **self.variables)
 
     def produce(self, command: str, **options: int) -> Any:
         """What the producer answers."""
@@ -95,11 +96,16 @@ class Bench:
 
 
 @contextmanager
-def empty_bench(system: str, server: Valkey | RabbitMQ, store: Valkey) -> Iterator[Bench]:
+def empty_bench(
+    system: str,
+    server: Valkey | RabbitMQ,
+    store: Valkey,
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[Bench]:
     """An emptied broker and store, and a directory for as long as they are used."""
     with TemporaryDirectory(prefix=f"bench-{system}-") as directory:
         store.clear()
-        bench = Bench(system, server.clear(), store, Path(directory))
+        bench = Bench(system, server.clear(), store, Path(directory), variables or {})
         bench.effects.mkdir()
         yield bench
 

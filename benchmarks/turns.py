@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from benchmarks.events import POOL, SYSTEM
 from benchmarks.results import Results
 from benchmarks.systems import RABBITMQ, VALKEY, Pool
 
@@ -23,6 +24,7 @@ class Turn:
         pool: its workers.
         sends: sending is timed too: with the first pool, since it is the same for all.
         waiting: the backlog; without one it is a trial.
+        subscribers: of an event; without any it is about jobs.
     """
 
     broker: str
@@ -30,10 +32,12 @@ class Turn:
     pool: Pool
     sends: bool = False
     waiting: int | None = None
+    subscribers: int | None = None
 
     def __str__(self) -> str:
         waiting = f", {self.waiting:,} waiting" if self.waiting else ""
-        return f"{self.broker}: {self.system}, {self.pool.name}{waiting}"
+        subscribers = f", {self.subscribers} subscribers" if self.subscribers else ""
+        return f"{self.broker}: {self.system}, {self.pool.name}{waiting}{subscribers}"
 
 
 def trials(results: Results, brokers: Sequence[str], rounds: int) -> Iterator[list[Turn]]:
@@ -60,6 +64,16 @@ def backlogs(
             for system in results.systems
             if (pools := results.pools(system, broker))
             and _due(quick or number > 0, broker, system, waiting, sizes)
+        ]
+
+
+def events(brokers: Sequence[str], rounds: int, sizes: Sequence[int]) -> Iterator[list[Turn]]:
+    """Umbel's events, by the number of subscribers."""
+    for _ in range(rounds):
+        yield [
+            Turn(broker, SYSTEM, POOL, subscribers=subscribers)
+            for broker in brokers
+            for subscribers in sizes
         ]
 
 

@@ -15,6 +15,7 @@ RECORD = struct.Struct("<qq")  # the message's number, and when its job began (m
 
 # Where the harness says what is where.
 BROKER, STORE, EFFECTS = "BENCH_BROKER", "BENCH_STORE", "BENCH_EFFECTS"
+SUBSCRIBERS = "BENCH_SUBSCRIBERS"
 
 _file = (0, -1)  # of which process, and its descriptor
 

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 from support.workers import FAST
 
-from benchmarks import aims, backlog, report, trial
+from benchmarks import aims, backlog, events, report, trial
 from benchmarks.effects import Effects
 from benchmarks.figures import Spread, middle_rate, percentile
 from benchmarks.results import Results
@@ -139,6 +139,16 @@ def test_a_trial_measures_a_real_worker(system: str, server: Valkey) -> None:
     assert all(value >= 0 for value in sample.values())
 
 
+def test_an_event_is_handled_by_each_subscriber(
+    server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever was declared before gets it; what was handled by all has a time."""
+    monkeypatch.setattr(events, "HANDLINGS", 60)
+    sample = events.run(server, server, 3)
+    assert sample.keys() == {"publish_us", "handle_us"}
+    assert min(sample.values()) > 0
+
+
 def test_a_backlog_is_made_of_messages_like_those_sent(server: Valkey) -> None:
     """Twice twenty are sent, twenty are copied twice: eighty wait, no two alike."""
     with empty_bench("umbel", server, server) as bench:
@@ -175,9 +185,9 @@ def test_the_tables_are_made_from_what_was_saved(results: Results, tmp_path: Pat
 
 
 def test_every_system_has_its_file() -> None:
-    """The names in the tables' order are those of the files."""
+    """The names in the tables' order are those of the files, beside that of the events."""
     files = {path.stem for path in Path(trial.__file__).parent.glob("systems/[a-z]*.py")}
-    assert files == set(NAMES)
+    assert files == {*NAMES, events.SYSTEM}
 
 
 def test_all_send_the_same_small_message() -> None:
