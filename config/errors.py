@@ -13,6 +13,8 @@
     │   └── JobCancelled    because it was cancelled; raise it inside a job that noticed
     ├── SagaFailed          a saga is undone, or stuck in undoing
     ├── ResultTimeout       no result within the time given; the job goes on
+    ├── InvalidWebhook      a webhook that no holder of a secret has sent just now
+    ├── WebhookFailed       a URL did not take a callback (in umbel.consumers.webhooks)
     ├── BlobError           a file by reference cannot be read or written
     │   └── BlobTooLarge    more bytes came than may (in umbel.jobs.blobs)
     ├── MediaError          a picture or video that is refused (in umbel.jobs.media.errors)
@@ -137,6 +139,10 @@ class SagaFailed(UmbelError):
 
 class ResultTimeout(UmbelError):
     """No result within the time given; the job itself goes on."""
+
+
+class InvalidWebhook(UmbelError):
+    """A webhook that no holder of a secret has sent just now: answer 400, and do nothing."""
 
 
 class BlobError(UmbelError):

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import re
+from base64 import b64decode
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import (
     ByteSize,
     Field,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    SecretStr,
     ValidationError,
     field_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from umbel.config.errors import SettingsError
 
@@ -40,7 +49,9 @@ class Settings(BaseSettings):
     The environment wins over code, so that one program runs unchanged in every place.
     """
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True
+    )
 
     broker_url: Annotated[str, Field(description="where messages wait")] = "embedded://"
     store_url: Annotated[
@@ -98,6 +109,51 @@ class Settings(BaseSettings):
     dead_letters_max_age_s: Annotated[
         PositiveInt, Field(description="longest time for which a dead letter is kept")
     ] = 30 * 24 * 3600
+    webhook_secrets: Annotated[
+        tuple[SecretStr, ...],
+        NoDecode,
+        Field(description="what callbacks to URLs are signed with, all of them: whsec_…"),
+    ] = ()
+    webhook_allow: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(description="hosts and networks that callbacks may go to though they are not public"),
+    ] = ()
+    webhook_allow_http: Annotated[
+        bool, Field(description="let callbacks go to http:// URLs, where anybody can read them")
+    ] = False
+    webhook_ca_file: Annotated[
+        Path | None, Field(description="certificates to trust in besides the public ones, in PEM")
+    ] = None
+    webhook_timeout_s: Annotated[
+        float, Field(gt=0, le=600, description="longest time of one attempt at a URL")
+    ] = 20.0
+    webhook_delays_s: Annotated[
+        tuple[NonNegativeFloat, ...],
+        NoDecode,
+        Field(description="pauses before further attempts; then the dead letters"),
+    ] = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 21600, 28800)
+
+    @field_validator("webhook_secrets", "webhook_allow", "webhook_delays_s", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        """In the environment they are parted by commas or spaces."""
+        return re.findall(r"[^,\s]+", value) if isinstance(value, str) else value
+
+    @field_validator("webhook_secrets")
+    @classmethod
+    def _long_enough(cls, secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if all(_is_secret(secret.get_secret_value()) for secret in secrets):
+            return secrets
+        raise ValueError("each whsec_ and 24 to 64 bytes in base64 (Standard Webhooks)")
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _networks(cls, allowed: tuple[str, ...]) -> tuple[str, ...]:
+        for one in allowed:
+            if "/" in one:
+                ip_network(one)
+        return allowed
 
     @field_validator("broker_url")
     @classmethod
@@ -137,6 +193,14 @@ class Settings(BaseSettings):
             raise SettingsError(_explain(error, given)) from error
 
 
+def _is_secret(text: str) -> bool:
+    prefix, _, encoded = text.partition("_")
+    try:
+        return prefix == "whsec" and 24 <= len(b64decode(encoded + "==")) <= 64
+    except ValueError:
+        return False
+
+
 def _known_scheme(url: str, allowed: tuple[str, ...]) -> str:
     scheme, separator, _ = url.partition("://")
     if not separator or scheme not in allowed:
@@ -156,6 +220,8 @@ def _explain(error: ValidationError, code: dict[str, Any]) -> str:
         in_code = name in code and code[name] == problem["input"]
         source = f"code ({name}=)" if in_code else f"environment ({ENV_PREFIX}{name.upper()})"
         shown = _PASSWORD.sub("://***@", repr(problem["input"]))
+        if "secret" in name.lower():
+            shown = "***"
         lines.append(f"{name} from the {source} is {shown}; expected: {message}")
     return "wrong settings:\n  " + "\n  ".join(lines)
 

@@ -5,24 +5,30 @@ A worker that dies in between runs the job once more and tells it once more, und
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from umbel.jobs.callbacks import Completed, Failed, callback_id
 from umbel.jobs.contracts import Message
+from umbel.jobs.webhooks import WEBHOOK, WebhookCall
 from umbel.jobs.wire import ON_FAILURE, ON_SUCCESS, Checked, Envelope, shown
+from umbel.routing.queues import webhook_queue
+
+logger = logging.getLogger("umbel.worker")
 
 
 def tell_success(delivery: Any, result: Any) -> None:
-    """To the job that the message names, if it names one."""
+    """To the job or the URL that the message names, if it names one."""
     if address := delivery.envelope.on_success:
-        _send(delivery, address, ON_SUCCESS, Completed, {"result": result})
+        _tell(delivery, address, ON_SUCCESS, Completed, {"result": result})
 
 
 def tell_failure(delivery: Any, reason: str, error: str) -> None:
     """Likewise."""
     if address := delivery.envelope.on_failure:
-        _send(delivery, address, ON_FAILURE, Failed, {"reason": reason, "error": error})
+        _tell(delivery, address, ON_FAILURE, Failed, {"reason": reason, "error": error})
 
 
 def tell_dropped(delivery: Any, why: str) -> None:
@@ -31,23 +37,43 @@ def tell_dropped(delivery: Any, why: str) -> None:
         tell_failure(delivery, why, why)
 
 
-def _send(
+def _tell(
     delivery: Any, address: Any, which: str, contract: type[Message], what: dict[str, Any]
 ) -> None:
-    correlation_id = delivery.envelope.correlation_id or delivery.job_id
     payload = {"job": delivery.job.name, "job_id": delivery.job_id, **what}
-    payload["correlation_id"] = correlation_id
-    envelope = replace(
-        Envelope.first(contract, correlation_id, delivery.job_id, tracked=False),
-        saga=delivery.envelope.saga,
+    payload["correlation_id"] = delivery.envelope.correlation_id or delivery.job_id
+    visible: object = {**payload, "result": "…"} if "result" in payload else payload
+    if url := address.get("url"):
+        # The app's own job does the posting, with its own queue, retries and dead letters.
+        address = {"job": WEBHOOK, "queue": webhook_queue(delivery.app.prefix)}
+        _warn_of_secrets(delivery, address["queue"])
+        visible = WebhookCall(
+            url=url, type=contract.contract_name, timestamp=datetime.now(UTC), data=payload
+        )
+        contract, payload = WebhookCall, visible.payload()
+    first = Envelope.first(
+        contract,
+        delivery.envelope.correlation_id or delivery.job_id,
+        delivery.job_id,
+        tracked=False,
     )
     delivery.app.send_task(
         address["job"],
         (Checked(payload),),
         queue=delivery.app.amqp.queue(address["queue"]),
         task_id=callback_id(delivery.job_id, which),
-        headers=envelope.headers(),
+        headers=replace(first, saga=delivery.envelope.saga).headers(),
         ignore_result=True,
-        argsrepr=shown({**payload, "result": "…"} if "result" in payload else payload),
+        argsrepr=shown(visible),
         kwargsrepr="",
     )
+
+
+def _warn_of_secrets(delivery: Any, queue: str) -> None:
+    """Who sent the job has a secret, and here nobody will look into the queue."""
+    if not delivery.app.settings.webhook_secrets:
+        logger.warning(
+            "the callback of job %s to a URL waits in queue %s for a worker with webhook_secrets",
+            *(delivery.job_id, queue),
+            extra={"action": "webhook_waits", "job_id": delivery.job_id, "queue": queue},
+        )

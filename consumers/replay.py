@@ -141,6 +141,7 @@ class DeadLetterOffice(DeadLetters):
             UnknownQueue: this app has no queue `to`; nothing was sent.
             BrokerUnavailable: no answer in time; that letter and those after it are still there.
         """
+        _ = self._app.tasks  # finalised: only now it has all its queues
         if to:
             self._known(to)
         pace, results = Pace(rate), []

@@ -21,9 +21,11 @@ from umbel.consumers.inspection import Misfit, inspect
 from umbel.consumers.prefork import TaskPool
 from umbel.consumers.request import Held
 from umbel.consumers.subscriptions import address
+from umbel.consumers.webhooks import refuse_without_libraries
 from umbel.jobs.records import JobState
 from umbel.jobs.wire import Envelope
 from umbel.routing import json
+from umbel.routing.queues import webhook_queue
 
 logger = logging.getLogger("umbel.worker")
 
@@ -224,6 +226,8 @@ class Worker(celery_worker.Worker):
             for queue in self.app.work_queues.values():
                 if queue.shards and queue.parts[0] in self.app.amqp.queues.consume_from:
                     self.app.shard_maps.check(queue)
+            if webhook_queue(self.app.prefix) in self.app.amqp.queues.consume_from:
+                refuse_without_libraries()
         except (UnknownQueue, StoreRequired, SettingsError, ShardsChanged) as error:
             raise SystemExit(f"celery worker: {error}") from error
 

@@ -1,4 +1,4 @@
-"""What a callback is told: a job of the sender's choice, when another has ended."""
+"""What a callback is told: a job or a URL of the sender's choice, when a job has ended."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from uuid import NAMESPACE_OID, uuid5
 
 from umbel.config.errors import ContractError
 from umbel.jobs.contracts import Message
+from umbel.jobs.webhooks import WebhookCall, checked_url, signed_with
 from umbel.jobs.wire import ON_FAILURE, ON_SUCCESS
 
 R = TypeVar("R")
@@ -51,7 +52,7 @@ class Failed(Message, name="umbel.failed", version=1):
 
 def is_callback(contract: type[Message]) -> bool:
     """Whether messages of this class are written by workers: any number of jobs may take them."""
-    return issubclass(contract, Completed | Failed)
+    return issubclass(contract, Completed | Failed | WebhookCall)
 
 
 def callbacks(job: Any, on_success: Any, on_failure: Any) -> dict[str, dict[str, str]]:
@@ -59,18 +60,23 @@ def callbacks(job: Any, on_success: Any, on_failure: Any) -> dict[str, dict[str,
 
     Args:
         job: that is sent.
-        on_success: a job that takes `Completed`, or None.
-        on_failure: a job that takes `Failed`, or None.
+        on_success: a job that takes `Completed`, a URL, or None.
+        on_failure: a job that takes `Failed`, a URL, or None.
 
     Raises:
-        ContractError: one of them takes something else.
+        ContractError: one of them takes something else, or is no URL for callbacks.
+        SettingsError: there is no secret to sign a callback to a URL with.
     """
     headers = {}
-    if on_success is not None:
+    if isinstance(on_success, str):
+        headers[ON_SUCCESS] = _url(job, "on_success", on_success)
+    elif on_success is not None:
         _check(job, "on_success", on_success, Completed)
         _check_result(job, on_success)
         headers[ON_SUCCESS] = _address(on_success)
-    if on_failure is not None:
+    if isinstance(on_failure, str):
+        headers[ON_FAILURE] = _url(job, "on_failure", on_failure)
+    elif on_failure is not None:
         _check(job, "on_failure", on_failure, Failed)
         headers[ON_FAILURE] = _address(on_failure)
     return headers
@@ -81,10 +87,21 @@ def callback_id(job_id: str, which: str) -> str:
     return str(uuid5(NAMESPACE_OID, f"{job_id}/{which}"))
 
 
+def _url(job: Any, which: str, url: str) -> dict[str, str]:
+    settings = job.app.settings
+    try:
+        checked_url(url, settings)
+    except ValueError as error:
+        raise ContractError(job.contract.contract_name, [f"{which}={error}"]) from error
+    signed_with(settings)
+    return {"url": url}
+
+
 def _check(job: Any, which: str, callback: Any, wanted: type[Message]) -> None:
     contract = getattr(callback, "contract", None)
     if not (isinstance(contract, type) and issubclass(contract, wanted)):
-        problem = f"{which}= takes a job whose message is {wanted.__name__}, not {callback!r}"
+        wish = f"{which}= takes a job whose message is {wanted.__name__}, or a URL"
+        problem = f"{wish}, not {callback!r}"
         raise ContractError(job.contract.contract_name, [problem])
     if callback.work_queue.shards:
         problem = f"{which}={callback.name}: a callback is sent by a worker that has no shard_key"

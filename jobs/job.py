@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, get_type_hints
 
-from celery.app.task import Task
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import to_json
@@ -25,6 +24,19 @@ from umbel.jobs.records import Records
 from umbel.jobs.retry import Retry
 from umbel.jobs.wire import CONTRACT, CORRELATION_ID, Sealed, shown
 from umbel.routing.queues import Priority, WorkQueue
+
+if TYPE_CHECKING:
+
+    class Task:
+        """Celery's has no annotations, and what derives from the unknown fits any parameter."""
+
+        name: str
+        _app: Any
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    from celery.app.task import Task
 
 M = TypeVar("M", bound=Message)
 R = TypeVar("R")
@@ -168,8 +180,8 @@ class Job(Task, Generic[M, R, C]):
         self,
         message: M,
         *,
-        on_success: Job[Completed[R], Any, Any] | None = None,
-        on_failure: Job[Failed, Any, Any] | None = None,
+        on_success: Job[Completed[R], Any, Any] | str | None = None,
+        on_failure: Job[Failed, Any, Any] | str | None = None,
         delay_s: float | None = None,
         expires_s: float | None = None,
         priority: Priority | None = None,
@@ -180,8 +192,8 @@ class Job(Task, Generic[M, R, C]):
 
         Args:
             message: checked against the contract again, since it may have been changed.
-            on_success: a job that is sent the result when this one has succeeded.
-            on_failure: a job that is told when this one has failed for good.
+            on_success: a job that is sent the result when this one has succeeded, or a URL.
+            on_failure: a job that is told when this one has failed for good, or a URL.
             delay_s: seconds before it may run.
             expires_s: seconds after which it is dropped instead of run.
             priority: among the messages of a queue with priorities.
@@ -191,7 +203,8 @@ class Job(Task, Generic[M, R, C]):
                 a copy of a job that has ended is dropped.
 
         Raises:
-            ContractError: the message does not fit; nothing was sent.
+            ContractError: the message or a callback does not fit; nothing was sent.
+            SettingsError: a callback to a URL, and no ``webhook_secrets``.
             BrokerUnavailable: no answer within ``publish_timeout_s``.
         """
         options = _options(self.work_queue, delay_s, expires_s, priority, correlation_id, job_id)
@@ -269,8 +282,8 @@ class _Requests(Generic[M, R]):
         self,
         message: M,
         *,
-        on_success: Job[Completed[R], Any, Any] | None = None,
-        on_failure: Job[Failed, Any, Any] | None = None,
+        on_success: Job[Completed[R], Any, Any] | str | None = None,
+        on_failure: Job[Failed, Any, Any] | str | None = None,
         delay_s: float | None = None,
         expires_s: float | None = None,
         priority: Priority | None = None,

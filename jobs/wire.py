@@ -70,7 +70,8 @@ class Envelope:
         tracked: whether the store has a record of it; None on a plain producer's message.
         deliveries: runs begun that ended without an outcome, since the last retry.
         returns: how often a worker that was too old for it gave it back.
-        on_success: the job to be told of success and its queue: ``job`` and ``queue``.
+        on_success: who is to be told of success: a job and its queue, ``job`` and ``queue``, or a
+            ``url``.
         on_failure: likewise of failure.
         saga: name and id of the saga that it is a step of, or tells of one: ``order/17``.
     """
@@ -158,7 +159,7 @@ def event_headers(event_id: str, source: str, envelope: Envelope) -> dict[str, A
 
 
 def _address(value: Any) -> dict[str, str] | None:
-    known = isinstance(value, dict) and value.keys() == {"job", "queue"}
+    known = isinstance(value, dict) and value.keys() in ({"job", "queue"}, {"url"})
     return value if known and all(type(part) is str for part in value.values()) else None
 
 

@@ -159,6 +159,11 @@ def safety_net(namespace: str) -> Queue:
     )
 
 
+def webhook_queue(namespace: str) -> str:
+    """The name of the queue of callbacks to URLs."""
+    return f"{namespace}.webhooks"
+
+
 def namespace_of(settings: Settings, app_name: str) -> str:
     """The prefix of every key and exchange of an app: the setting, else the app's name."""
     return settings.namespace or _word(app_name)

@@ -22,12 +22,13 @@ from umbel.config.celery import celery_defaults
 from umbel.config.errors import ContractError, SettingsError
 from umbel.config.settings import Settings
 from umbel.config.store import Store, required, server_url, split_master, store_url
-from umbel.consumers import followups
+from umbel.consumers import followups, webhooks
 from umbel.consumers.delivery import deliver
 from umbel.consumers.keys import Once
 from umbel.consumers.replay import DeadLetterOffice
 from umbel.consumers.resharding import reshard
 from umbel.consumers.sagas import PERSISTENT, tellers
+from umbel.consumers.webhook_log import WebhookLog
 from umbel.jobs.backend import recording
 from umbel.jobs.blobs import BlobStore
 from umbel.jobs.callbacks import is_callback
@@ -43,11 +44,12 @@ from umbel.jobs.saga_records import SagaRecords
 from umbel.jobs.saga_steps import Step
 from umbel.jobs.subscription import Subscription, consumed, patterns_of
 from umbel.jobs.versions import checked_versions
+from umbel.jobs.webhooks import WEBHOOK
 from umbel.producers.express import Express
 from umbel.producers.publisher import Publisher
 from umbel.producers.sender import Sender
 from umbel.routing.connections import Connection
-from umbel.routing.queues import WorkQueue, namespace_of, queue_of_subscriber
+from umbel.routing.queues import WorkQueue, namespace_of, queue_of_subscriber, webhook_queue
 from umbel.routing.shards import ShardMaps
 from umbel.routing.topics import topics
 
@@ -101,6 +103,7 @@ class Umbel(Celery):
         self.contracts: dict[str, type[Message]] = {}
         self.work_queues: dict[str, WorkQueue] = {}
         super().__init__(name, **options)
+        self._pending.append(PromiseProxy(self._declare_webhook))
 
     @overload
     def job(
@@ -277,6 +280,20 @@ class Umbel(Celery):
         self.sagas[name] = saga
         return saga
 
+    def _declare_webhook(self) -> None:
+        """The job of callbacks to URLs, and its queue, where such callbacks can be signed.
+
+        When the app is finalised: only then may settings be read.
+        """
+        if self.settings.webhook_secrets:
+            self._declare(
+                webhooks.poster(self),
+                local_names={},
+                name=WEBHOOK,
+                queue=webhook_queue(self.prefix),
+                **webhooks.terms(self.settings),
+            )
+
     def publish(self, event: Event) -> Receipt:
         """Tell all who have subscribed, or nobody if none has.
 
@@ -432,6 +449,15 @@ class Umbel(Celery):
         """
         store = required(self.store, "keeping dead letters")
         return DeadLetterOffice(store, self.prefix, self.settings, self)
+
+    @cached_property
+    def webhook_log(self) -> WebhookLog:
+        """What was tried to deliver callbacks to URLs.
+
+        Raises:
+            StoreRequired: there is no state store.
+        """
+        return WebhookLog(required(self.store, "the log of callbacks to URLs"), self.prefix)
 
     @cached_property
     def blobs(self) -> BlobStore:

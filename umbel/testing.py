@@ -178,6 +178,7 @@ def _forget_connections(app: Umbel) -> None:
         "records",
         "saga_records",
         "dead_letters",
+        "webhook_log",
         "sender",
         "_express",
         "blobs",

@@ -2,7 +2,20 @@
 
 from typing import assert_type
 
-from umbel import Job, JobContext, JobHandle, Message, Receipt, Saga, SagaRun, Step, Umbel
+from umbel import (
+    Completed,
+    Failed,
+    Job,
+    JobContext,
+    JobHandle,
+    Message,
+    Receipt,
+    Saga,
+    SagaRun,
+    Step,
+    Umbel,
+    webhooks,
+)
 
 app = Umbel("typed")
 
@@ -94,3 +107,21 @@ assert_type(
 simple.start(Other())  # type: ignore[arg-type]
 Step(bare, undo=other)  # type: ignore[misc]
 Step(bare, message=to_other)  # type: ignore[arg-type]
+
+
+@app.job(name="typed.answered")
+def answered(message: Completed[Answer]) -> None: ...
+
+
+@app.job(name="typed.counted")
+def counted(message: Completed[int]) -> None: ...
+
+
+# Callbacks: a job that takes the result, or a URL.
+bare.send(ask, on_success=answered, on_failure="https://example.com/failed")
+bare.request(ask, on_success="https://example.com/done")
+bare.send(ask, on_success=counted)  # type: ignore[arg-type]
+bare.send(ask, on_success=7)  # type: ignore[arg-type]
+
+assert_type(webhooks.verify(b"", {}, "whsec_", Completed[Answer]), Completed[Answer])
+assert_type(webhooks.verify(b"", {}, [], Completed[Answer], Failed), Completed[Answer] | Failed)

@@ -51,7 +51,7 @@ def test_a_folder_under_its_bare_name_is_refused(folder):
     assert f"import it as 'umbel.{folder}'" in done.stderr
 
 
-@pytest.mark.parametrize("module", ["umbel.jobs.retry", "umbel.jobs.wire"])
+@pytest.mark.parametrize("module", ["umbel.jobs.addresses", "umbel.jobs.retry", "umbel.jobs.wire"])
 def test_examples_in_docstrings_run(module):
     """They are part of the documentation."""
     result = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)
