@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import umbel
 from umbel import Settings
+from umbel.jobs.webhooks import headers_of_webhook
 
 ROOT = Path(__file__).parents[2]
 README, DOCS = (ROOT / "README.md").read_text(), ROOT / "docs"
@@ -44,18 +47,30 @@ def test_the_snippet_of_events_runs(capsys):
     assert capsys.readouterr().out == "order 1: 9.5 in the books\n"
 
 
-def test_the_snippet_of_callbacks_runs():
-    """The first declares, the second sends; the types fit."""
-    declared, sent = re.findall(
+def test_the_snippets_of_callbacks_run(monkeypatch, capsys):
+    """The first declares, the others send, to jobs and to URLs, and receive; the types fit."""
+    declared, sent, posted, received = re.findall(
         r"```python\n(.*?)```", (DOCS / "callbacks.md").read_text(), re.DOTALL
     )
     names: dict = {"__name__": __name__}  # generic models look for their module
     exec(compile(declared, "callbacks.md", "exec"), names)
     names["app"].sender.send = lambda job, message, options: options["headers"]
-    namespace = dict(names)
-    headers = eval(sent, namespace)
+    headers = eval(sent, dict(names))
     assert headers["umbel-on-success"] == {"job": "shop.packed", "queue": "shop"}
     assert headers["umbel-on-failure"] == {"job": "shop.not-packed", "queue": "shop"}
+    monkeypatch.setenv("UMBEL_WEBHOOK_SECRETS", secret := f"whsec_{'c2Vj' * 10}")
+    headers = eval(posted, dict(names))
+    assert headers["umbel-on-failure"] == {"url": "https://shop.example/hooks"}
+
+    exec(compile(received, "callbacks.md", "exec"), names)
+    names["SECRETS"] = [secret]
+    data = {"job": "shop.pack", "job_id": "j", "correlation_id": "j"}
+    result = {"order": 1, "grams": 1200}
+    body = json.dumps({"type": "umbel.completed", "data": {**data, "result": result}}).encode()
+    signed = headers_of_webhook("w", datetime.now(UTC), body, [secret])
+    assert names["hook"](body, signed) == 204
+    assert capsys.readouterr().out == "order 1 weighs 1200 g\n"
+    assert names["hook"](body, {}) == 400
 
 
 def test_the_table_of_settings_is_complete():
