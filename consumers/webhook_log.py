@@ -61,7 +61,7 @@ class WebhookLog:
         """Keep it, and drop what is too old or too much."""
         oldest = datetime.now(UTC) - timedelta(seconds=OLDEST_S)
         with self._client.pipeline() as pipe:
-            entry = {"attempt": attempt.model_dump_json()}
+            entry: dict[Any, Any] = {"attempt": attempt.model_dump_json()}
             pipe.xadd(self._key, entry, maxlen=MOST, approximate=False)
             pipe.xtrim(self._key, minid=int(oldest.timestamp() * 1000), approximate=False)
             pipe.expire(self._key, OLDEST_S)

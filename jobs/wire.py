@@ -160,7 +160,8 @@ def event_headers(event_id: str, source: str, envelope: Envelope) -> dict[str, A
 
 def _address(value: Any) -> dict[str, str] | None:
     known = isinstance(value, dict) and value.keys() in ({"job", "queue"}, {"url"})
-    return value if known and all(type(part) is str for part in value.values()) else None
+    readable = known and all(type(part) is str and part.isprintable() for part in value.values())
+    return value if readable else None
 
 
 def _typed(value: Any, kind: type[T]) -> T | None:
