@@ -241,8 +241,10 @@ from umbel.config.store import Store
 
 embedded.IDLE_S = float(sys.argv[2])
 
+store = Store(embedded.Embedded.at(sys.argv[1]).url, 5)
+
 async def main():
-    client = await Store(embedded.Embedded.at(sys.argv[1]).url, 5).async_client()
+    client = await store.async_client()
     print(await client.incr("x"))
 
 asyncio.run(main())
