@@ -134,7 +134,7 @@ def test_what_is_not_taken_is_tried_again_until_it_is_given_up(shop, start_worke
     receiver.answers["/gone"].append(410)
     urls = {path: receiver.url(f"/{path}") for path in ("late", "moved", "gone")}
     urls |= {"closed": "https://127.0.0.1:1/", "foreign": "https://127.0.0.2/"}
-    start_worker(shop, pool="threads", concurrency=5)
+    worker = start_worker(shop, pool="threads", concurrency=5)
     sent = {}
     for order, (path, url) in enumerate(urls.items()):
         header = {ON_SUCCESS: {"url": url}}  # as any program can write it, unchecked
@@ -143,6 +143,8 @@ def test_what_is_not_taken_is_tried_again_until_it_is_given_up(shop, start_worke
     assert {one.id for one in receiver.at("/late")} == {callback_id(sent["late"], ON_SUCCESS)}
     assert len({one.headers["webhook-timestamp"] for one in receiver.at("/late")}) > 1
     assert Counter(one.path for one in receiver.posted) == {"/late": 3, "/moved": 3, "/gone": 1}
+
+    assert "cannot stop a job" not in worker.logs()
 
     def errors(path: str) -> list[str]:
         found = list(shop.app.webhook_log.find(sent[path]))
