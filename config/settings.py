@@ -6,7 +6,7 @@ import re
 from base64 import b64decode
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     ByteSize,
@@ -16,6 +16,7 @@ from pydantic import (
     PositiveInt,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 from pydantic_settings import (
@@ -154,6 +155,25 @@ class Settings(BaseSettings):
             if "/" in one:
                 ip_network(one)
         return allowed
+
+    outbox_url: Annotated[
+        str | None,
+        Field(pattern="://", description="the outbox's database, a URL of SQLAlchemy"),
+    ] = None
+    outbox_table: Annotated[
+        str, Field(pattern=r"^\w+(\.\w+)?$", description="its table")
+    ] = "umbel_outbox"
+    on_unavailable: Annotated[
+        Literal["raise", "outbox"],
+        Field(description="what a send does while the broker is away"),
+    ] = "raise"
+
+    @field_validator("on_unavailable")
+    @classmethod
+    def _has_an_outbox(cls, what: str, info: ValidationInfo) -> str:
+        if what == "outbox" and not info.data.get("outbox_url"):
+            raise ValueError("raise, or an outbox_url beside it (UMBEL_OUTBOX_URL)")
+        return what
 
     @field_validator("broker_url")
     @classmethod

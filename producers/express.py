@@ -25,6 +25,7 @@ from pydantic_core import to_json
 
 from umbel.jobs.job import Job
 from umbel.jobs.wire import Envelope
+from umbel.routing.drawer import Letter
 from umbel.routing.valkey import Leased, Outlet
 
 _BODY_END = b'],{},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]'
@@ -69,12 +70,18 @@ class Express:
 
     def takes(self, job: Job[Any, Any, Any]) -> bool:
         """Whether messages of this job may go this way now."""
-        if any(signal.receivers for signal in _SIGNALS) or not (self._open() and self._suits):
+        if not self.is_open:
             return False
         parent = self._app.current_worker_task
         if parent is not None and parent._get_request().stamped_headers:
             return False
         return self._template(job) is not None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything may go this way now."""
+        heard = any(signal.receivers for signal in _SIGNALS)
+        return not heard and self._open() and self._suits
 
     @cached_property
     def _suits(self) -> bool:
@@ -129,7 +136,25 @@ class Express:
     def _send(self, job: Job[Any, Any, Any], queue: str, parcels: Sequence[Parcel]) -> None:
         causes = self._causes()
         elements = [self._element(job, queue, parcel, *causes) for parcel in parcels]
-        events = [self._sent_event(job, queue, parcels, *causes)] if self._events else []
+        told = [self._told(job, parcel, *causes) for parcel in parcels] if self._events else []
+        self._push(queue, elements, told)
+
+    def forward(self, queue: str, letters: Sequence[Letter]) -> None:
+        """Send what was put into a drawer, in its order.
+
+        Raises:
+            kombu.exceptions.OperationalError: they may or may not be in their queue.
+        """
+        elements = [
+            _message(letter.body, letter.headers, {**letter.properties, **_way(queue)})
+            for letter in letters
+        ]
+        self._push(queue, elements, [letter.sent for letter in letters] if self._events else [])
+
+    def _push(
+        self, queue: str, elements: Sequence[bytes], told: Sequence[dict[str, Any]]
+    ) -> None:
+        events = [self._sent_event(queue, told)] if told else []
         with self._outlet() as outlet:
             for left in reversed(range(self._tries)):
                 try:
@@ -186,41 +211,33 @@ class Express:
             {
                 "correlation_id": parcel.job_id,
                 "reply_to": self._app.thread_oid,
-                "delivery_mode": 2,
-                "delivery_info": {"exchange": "", "routing_key": queue},
-                "delivery_tag": str(uuid4()),
+                **_way(queue),
             },
         )
 
+    @staticmethod
+    def _told(
+        job: Job[Any, Any, Any], parcel: Parcel, root_id: str | None, parent_id: str | None
+    ) -> dict[str, Any]:
+        """What Flower learns of one sending."""
+        return {
+            "uuid": parcel.job_id,
+            "root_id": root_id or parcel.job_id,
+            "parent_id": parent_id,
+            "name": job.name,
+            "args": parcel.shown,
+            "kwargs": "",
+            "retries": 0,
+            "eta": None,
+            "expires": None,
+        }
+
     def _sent_event(
-        self,
-        job: Job[Any, Any, Any],
-        queue: str,
-        parcels: Sequence[Parcel],
-        root_id: str | None,
-        parent_id: str | None,
+        self, queue: str, told: Sequence[dict[str, Any]]
     ) -> tuple[str, str, bytes]:
-        """What Flower learns of the sending: exchange, routing key, message."""
-        events = [
-            self._events._prepare_event(
-                "task-sent",
-                {
-                    "uuid": parcel.job_id,
-                    "root_id": root_id or parcel.job_id,
-                    "parent_id": parent_id,
-                    "name": job.name,
-                    "args": parcel.shown,
-                    "kwargs": "",
-                    "retries": 0,
-                    "eta": None,
-                    "expires": None,
-                    "queue": queue,
-                    "exchange": "",
-                    "routing_key": queue,
-                },
-            )
-            for parcel in parcels
-        ]
+        """The same of all: exchange, routing key, message."""
+        way = {"queue": queue, "exchange": "", "routing_key": queue}
+        events = [self._events._prepare_event("task-sent", {**one, **way}) for one in told]
         exchange = self._events.exchange.name
         one = len(events) == 1
         routing_key = "task.sent" if one else "task.multi"
@@ -230,7 +247,7 @@ class Express:
             {
                 "delivery_mode": 1,
                 "delivery_info": {"exchange": exchange, "routing_key": routing_key},
-                "delivery_tag": parcels[0].job_id,
+                "delivery_tag": told[0]["uuid"],
             },
         )
         return exchange, routing_key, message
@@ -252,6 +269,15 @@ def _headers(job: Job[Any, Any, Any], limits: list[float | None]) -> dict[str, A
         "replaced_task_nesting": 0,
         "stamped_headers": None,
         "stamps": {},
+    }
+
+
+def _way(queue: str) -> dict[str, Any]:
+    """The properties that say where to."""
+    return {
+        "delivery_mode": 2,
+        "delivery_info": {"exchange": "", "routing_key": queue},
+        "delivery_tag": str(uuid4()),
     }
 
 

@@ -10,6 +10,7 @@ from celery.utils.nodenames import anon_nodename
 from kombu.entity import Exchange
 
 from umbel.jobs.wire import Checked
+from umbel.routing.drawer import Drawer, Letter
 from umbel.routing.topics import topics
 
 
@@ -33,6 +34,21 @@ class Publisher:
         prefix: str = self._app.prefix
         return prefix
 
+    def forward(self, letter: Letter) -> None:
+        """One that was put into a drawer: an event, or a job's message."""
+        amqp = self._app.amqp
+        to = {"exchange": self._exchange, "routing_key": letter.name, "declare": [self._exchange]}
+        if letter.queue is not None:
+            to = {"queue": amqp.queue(letter.queue)}
+        message = letter.message(
+            tell=self._app.conf.task_send_sent_event and letter.queue is not None
+        )
+        with (
+            self._app.producer_or_acquire() as producer,
+            producer.connection._reraise_as_library_errors(),
+        ):
+            amqp.send_task_message(producer, letter.name, message, **to)
+
     def emit(
         self,
         name: str,
@@ -40,6 +56,7 @@ class Publisher:
         payload: dict[str, Any],
         shown: str,
         headers: Mapping[str, Any],
+        drawer: Drawer | None = None,
     ) -> None:
         """A copy to each subscriber's queue.
 
@@ -49,6 +66,7 @@ class Publisher:
             payload: checked.
             shown: for people.
             headers: beside Celery's.
+            drawer: where it is put instead.
         """
         amqp, parent = self._app.amqp, self._app.current_worker_task
         request = parent._get_request() if parent else None
@@ -63,7 +81,7 @@ class Publisher:
             parent_id=request and request.id,
             origin=anon_nodename(),
         )
-        with self._app.producer_or_acquire() as producer:
+        with self._app.producer_or_acquire(drawer) as producer:
             amqp.send_task_message(
                 producer,
                 name,

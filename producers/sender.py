@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any
+from itertools import groupby
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 from redis.exceptions import ReadOnlyError, ResponseError
@@ -31,13 +33,29 @@ from umbel.jobs.wire import (
 )
 from umbel.producers.express import Express, Parcel
 from umbel.producers.publisher import Publisher
+from umbel.routing.drawer import Drawer, Letter
 from umbel.routing.rabbitmq import Refused
 from umbel.routing.shards import ShardMaps
 
+T = TypeVar("T")
 Options = dict[str, Any]
 
 AT_ONCE = 1000
 """Most messages of one round trip."""
+
+
+_drawer: ContextVar[Drawer | None] = ContextVar("drawer", default=None)
+
+
+class Fallback(Protocol):
+    """Where messages go while the broker is away."""
+
+    @property
+    def in_use(self) -> bool:
+        """Whether they go there without the broker being asked."""
+
+    def keep(self, letters: Sequence[Letter], why: BrokerUnavailable | None) -> None:
+        """Keep them; raises `BrokerUnavailable` if that cannot be done either."""
 
 
 class Sender:
@@ -51,6 +69,7 @@ class Sender:
         broker_name: the broker's URL without its password, for errors, as a function likewise.
         timeout_s: longest time of a send, for errors.
         shard_maps: of queues with shards, as a function likewise.
+        fallback: where messages go while the broker is away, if anywhere; likewise.
     """
 
     def __init__(
@@ -62,6 +81,7 @@ class Sender:
         broker_name: Callable[[], str],
         timeout_s: float,
         shard_maps: Callable[[], ShardMaps],
+        fallback: Callable[[], Fallback | None] = lambda: None,
     ) -> None:
         self._express = express
         self._publisher = publisher
@@ -69,6 +89,7 @@ class Sender:
         self._broker_name = broker_name
         self._timeout_s = timeout_s
         self._shard_maps = shard_maps
+        self._fallback = fallback
 
     def send(self, job: Job[Any, Any, Any], message: Any, options: Options) -> Receipt:
         """Fire and forget; tracked, without a result, only where the sender named the job."""
@@ -77,7 +98,7 @@ class Sender:
 
     def send_many(self, job: Job[Any, Any, Any], messages: Iterable[Any]) -> list[Receipt]:
         """Fire and forget, together: all are checked before the first is sent."""
-        if not self._express.takes(job):
+        if self._fallback() or not self._express.takes(job):
             checked = [job.contract.checked(message) for message in messages]
             return [self.send(job, message, {}) for message in checked]
         parcels = [
@@ -100,8 +121,13 @@ class Sender:
         event_id = str(uuid4())
         envelope = Envelope.first(contract, *_causes({}, event_id), tracked=False)
         headers = event_headers(event_id, self._publisher.source, envelope)
-        with self.reachable(name):
-            self._publisher.emit(name, event_id, checked.payload(), shown(checked), headers)
+        what = (name, event_id, checked.payload(), shown(checked), headers)
+
+        def emit(drawer: Drawer | None) -> None:
+            with self.reachable(name):
+                self._publisher.emit(*what, drawer=drawer)
+
+        self._out(emit)
         return Receipt(event_id, name)
 
     def request(self, job: Job[Any, Any, Any], message: Any, options: Options) -> str:
@@ -110,6 +136,25 @@ class Sender:
         return self._publish(job, message, options, True, ignore_result=False)
 
     def _publish(
+        self,
+        job: Job[Any, Any, Any],
+        message: Any,
+        options: Options,
+        tracked: bool,
+        ignore_result: bool,
+    ) -> str:
+        if self._fallback() or _drawer.get():  # it may be sent twice: named, copies are known
+            options["task_id"] = options.get("task_id") or str(uuid4())
+            tracked = True
+
+        def publish(drawer: Drawer | None) -> str:
+            if drawer is None:
+                return self._to_broker(job, message, dict(options), tracked, ignore_result)
+            return self._into(drawer, job, message, dict(options), ignore_result)
+
+        return self._out(publish)
+
+    def _to_broker(
         self,
         job: Job[Any, Any, Any],
         message: Any,
@@ -127,6 +172,80 @@ class Sender:
                 (message,), headers=headers, ignore_result=ignore_result, **options
             )
         return str(result.id)
+
+    def _into(
+        self,
+        drawer: Drawer,
+        job: Job[Any, Any, Any],
+        message: Any,
+        options: Options,
+        ignore_result: bool,
+    ) -> str:
+        headers = {TRACKED: True, **options.pop("headers", {})}
+        # A result that is wanted would be subscribed to now, on a server that may be away.
+        result = job.apply_async(
+            (message,), headers=headers, ignore_result=True, producer=drawer, **options
+        )
+        for letter in drawer.letters:
+            letter.headers["ignore_result"] = ignore_result
+        return str(result.id)
+
+    def _out(self, send: Callable[[Drawer | None], T]) -> T:
+        """To the broker, or into the drawer that is open, or to where the app says instead.
+
+        Args:
+            send: called with a drawer, or with None for the broker.
+        """
+        if drawer := _drawer.get():
+            return send(drawer)
+        fallback = self._fallback()
+        if fallback is None:
+            return send(None)
+        why = None
+        if not fallback.in_use:
+            try:
+                return send(None)
+            except BrokerUnavailable as error:
+                why = error
+        with self.into(Drawer()) as drawer:
+            sent = send(drawer)
+        fallback.keep(drawer.letters, why)
+        return sent
+
+    @contextmanager
+    def into(self, drawer: Drawer) -> Iterator[Drawer]:
+        """What is sent in here, by `send`, `request` and `publish`, is put there; nothing goes out.
+
+        It is checked as ever. Its job's record is written by whoever sends it at last.
+        """
+        token = _drawer.set(drawer)
+        try:
+            yield drawer
+        finally:
+            _drawer.reset(token)
+
+    def forward(self, letters: Sequence[Letter]) -> None:
+        """Send what was put into a drawer, in its order.
+
+        Raises:
+            MessageRefused: the broker said no to one.
+            BrokerUnavailable: no answer in time; some may have been sent.
+        """
+        for queue, group in groupby(letters, key=lambda one: one.queue):
+            some = list(group)
+            with self.reachable(some[0].name):
+                self._forward(queue, some)
+
+    def _forward(self, queue: str | None, letters: list[Letter]) -> None:
+        for letter in letters:
+            if letter.headers.get(TRACKED):
+                self._track(letter.id, letter.name)
+        plain = not any("priority" in letter.properties for letter in letters)
+        if queue is not None and plain and self._express.is_open:
+            self._express.forward(queue, letters)
+            return
+        for letter in letters:
+            self._publisher.forward(letter)
 
     def _parcel(
         self,
@@ -153,7 +272,8 @@ class Sender:
 
     def _queue_for(self, job: Job[Any, Any, Any], message: Message) -> str:
         if job.work_queue.shards:
-            self._shard_maps().check(job.work_queue)
+            with suppress(*AWAY) if _drawer.get() else nullcontext():
+                self._shard_maps().check(job.work_queue)
         return job.queue_for(message)
 
     def outgoing(
@@ -185,7 +305,9 @@ class Sender:
 
     def _track(self, job_id: str, name: str) -> bool:
         try:
-            self._records().queued(job_id, name)
+            records = self._records()
+            if not _drawer.get():
+                records.queued(job_id, name)
         except StoreRequired:
             return False  # `delay` and `send` work without a store; `request` has asked before
         return True

@@ -14,6 +14,7 @@ from kombu.entity import Queue
 
 from umbel.config.errors import SettingsError, UnknownQueue
 from umbel.routing import connections
+from umbel.routing.drawer import Drawer
 from umbel.routing.queues import WorkQueue, declaration, safety_net
 from umbel.routing.rabbitmq import Delays, Runs, refusals_named, within
 from umbel.routing.service import Service
@@ -188,8 +189,17 @@ class AMQP(amqp.AMQP):
     def _create_task_sender(self) -> Callable[..., Any]:
         """Called by Celery once: the function through which every task message goes out."""
         send: Callable[..., Any] = super()._create_task_sender()
-        if not self.net:
-            return send
+        send = self._in_time(send) if self.net else send
+
+        def send_or_keep(producer: Any, name: str, message: Any, **options: Any) -> Any:
+            if isinstance(producer, Drawer):
+                return producer.keep(name, message, options)
+            return send(producer, name, message, **options)
+
+        return send_or_keep
+
+    def _in_time(self, send: Callable[..., Any]) -> Callable[..., Any]:
+        """The same on RabbitMQ: not longer than it may take, and delays wait on the server."""
         timeout_s = self.app.settings.publish_timeout_s
         delays = Delays(self.app.prefix)
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from celery import Celery
 from celery.app import backends
@@ -52,6 +52,11 @@ from umbel.routing.connections import Connection
 from umbel.routing.queues import WorkQueue, namespace_of, queue_of_subscriber, webhook_queue
 from umbel.routing.shards import ShardMaps
 from umbel.routing.topics import topics
+
+if TYPE_CHECKING:
+    from umbel.producers.outbox import Outbox, OutboxDatabase
+    from umbel.producers.outbox.fallback import OutboxFallback
+    from umbel.producers.outbox.writing import Session
 
 M = TypeVar("M", bound=Message)
 R = TypeVar("R")
@@ -307,6 +312,47 @@ class Umbel(Celery):
         """`publish` without blocking the event loop."""
         return await asyncio.to_thread(self.publish, event)
 
+    def outbox(self, session: Session) -> Outbox:
+        """Messages in the session's transaction: sent by the relay if it is committed, else never.
+
+        Args:
+            session: SQLAlchemy's `Session` or `AsyncSession`.
+
+        Raises:
+            SettingsError: SQLAlchemy is not installed.
+        """
+        from umbel.producers.outbox import Outbox  # noqa: PLC0415  an extra
+
+        return Outbox(self.sender, session, self.settings.outbox_table)
+
+    @cached_property
+    def outbox_database(self) -> OutboxDatabase:
+        """The outbox that `outbox_url` names.
+
+        Raises:
+            SettingsError: it names none, or SQLAlchemy is not installed.
+        """
+        from umbel.producers.outbox import OutboxDatabase  # noqa: PLC0415  likewise
+
+        settings = self.settings
+        if settings.outbox_url is None:
+            raise SettingsError(
+                "which outbox? set UMBEL_OUTBOX_URL (or outbox_url=) to its database, "
+                "postgresql+psycopg://host/name or sqlite:////path"
+            )
+        return OutboxDatabase(
+            settings.outbox_url, settings.outbox_table, settings.publish_timeout_s
+        )
+
+    @cached_property
+    def _fallback(self) -> OutboxFallback | None:
+        if self.settings.on_unavailable == "raise":
+            return None
+        database = self.outbox_database
+        from umbel.producers.outbox.fallback import OutboxFallback  # noqa: PLC0415  likewise
+
+        return OutboxFallback(database)
+
     def unsubscribe(self, subscriber: str) -> int:
         """Remove a subscriber's queue from the broker. Returns how many events were dropped.
 
@@ -483,6 +529,7 @@ class Umbel(Celery):
             broker_name=lambda: maybe_sanitize_url(self.conf.broker_write_url),
             timeout_s=self.settings.publish_timeout_s,
             shard_maps=lambda: self.shard_maps,
+            fallback=lambda: self._fallback,
         )
 
     @cached_property

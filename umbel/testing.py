@@ -183,5 +183,7 @@ def _forget_connections(app: Umbel) -> None:
         "_express",
         "blobs",
         "amqp",
+        "outbox_database",
+        "_fallback",
     ):
         app.__dict__.pop(name, None)
