@@ -160,9 +160,9 @@ class Settings(BaseSettings):
         str | None,
         Field(pattern="://", description="the outbox's database, a URL of SQLAlchemy"),
     ] = None
-    outbox_table: Annotated[
-        str, Field(pattern=r"^\w+(\.\w+)?$", description="its table")
-    ] = "umbel_outbox"
+    outbox_table: Annotated[str, Field(pattern=r"^\w+(\.\w+)?$", description="its table")] = (
+        "umbel_outbox"
+    )
     on_unavailable: Annotated[
         Literal["raise", "outbox"],
         Field(description="what a send does while the broker is away"),

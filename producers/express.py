@@ -151,9 +151,7 @@ class Express:
         ]
         self._push(queue, elements, [letter.sent for letter in letters] if self._events else [])
 
-    def _push(
-        self, queue: str, elements: Sequence[bytes], told: Sequence[dict[str, Any]]
-    ) -> None:
+    def _push(self, queue: str, elements: Sequence[bytes], told: Sequence[dict[str, Any]]) -> None:
         events = [self._sent_event(queue, told)] if told else []
         with self._outlet() as outlet:
             for left in reversed(range(self._tries)):
@@ -232,9 +230,7 @@ class Express:
             "expires": None,
         }
 
-    def _sent_event(
-        self, queue: str, told: Sequence[dict[str, Any]]
-    ) -> tuple[str, str, bytes]:
+    def _sent_event(self, queue: str, told: Sequence[dict[str, Any]]) -> tuple[str, str, bytes]:
         """The same of all: exchange, routing key, message."""
         way = {"queue": queue, "exchange": "", "routing_key": queue}
         events = [self._events._prepare_event("task-sent", {**one, **way}) for one in told]

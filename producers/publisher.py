@@ -56,6 +56,7 @@ class Publisher:
         payload: dict[str, Any],
         shown: str,
         headers: Mapping[str, Any],
+        *,
         drawer: Drawer | None = None,
     ) -> None:
         """A copy to each subscriber's queue.

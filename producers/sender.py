@@ -224,8 +224,11 @@ class Sender:
         finally:
             _drawer.reset(token)
 
-    def forward(self, letters: Sequence[Letter]) -> None:
+    def forward(self, letters: Sequence[Letter]) -> Iterator[int]:
         """Send what was put into a drawer, in its order.
+
+        Yields:
+            How many more the broker has.
 
         Raises:
             MessageRefused: the broker said no to one.
@@ -234,18 +237,20 @@ class Sender:
         for queue, group in groupby(letters, key=lambda one: one.queue):
             some = list(group)
             with self.reachable(some[0].name):
-                self._forward(queue, some)
+                yield from self._forward(queue, some)
 
-    def _forward(self, queue: str | None, letters: list[Letter]) -> None:
+    def _forward(self, queue: str | None, letters: list[Letter]) -> Iterator[int]:
         for letter in letters:
             if letter.headers.get(TRACKED):
                 self._track(letter.id, letter.name)
         plain = not any("priority" in letter.properties for letter in letters)
         if queue is not None and plain and self._express.is_open:
             self._express.forward(queue, letters)
+            yield len(letters)
             return
         for letter in letters:
             self._publisher.forward(letter)
+            yield 1
 
     def _parcel(
         self,

@@ -15,9 +15,9 @@ pytest.register_assert_rewrite("support")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register after the entry points, so that these fixtures win over pytest-celery's."""
-    from support import nodes, process, receiver, servers, workers
+    from support import nodes, postgres, process, receiver, servers, workers
 
-    for module in (process, servers, workers, nodes, receiver):
+    for module in (process, servers, postgres, workers, nodes, receiver):
         config.pluginmanager.register(module)
 
 

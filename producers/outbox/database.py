@@ -148,8 +148,8 @@ class OutboxDatabase:
         if refused:
             query = query.where(column.error.is_not(None))
         with self.engine.connect() as connection:
-            rows = [Row(**row) for row in connection.execute(query).mappings()]
-        return rows
+            found = [dict(row) for row in connection.execute(query).mappings()]
+        return [Row(**row | {"written_at": _utc(row["written_at"])}) for row in found]
 
     def retry(self, positions: Sequence[int] = ()) -> int:
         """Let what was refused wait again, in its old place; without positions all of it."""
@@ -186,7 +186,7 @@ class OutboxDatabase:
                 with _locked(self.engine.url.database) as alone, self._autocommitted() as one:
                     yield one if alone else None
             case other:
-                raise SettingsError(f"outbox_url: the relay knows postgresql and sqlite, not {other}")
+                raise SettingsError(f"the outbox's relay knows postgresql and sqlite, not {other}")
 
     @contextmanager
     def _autocommitted(self) -> Iterator[Connection]:
@@ -200,7 +200,8 @@ def _options(url: URL, timeout_s: float) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"timeout": timeout_s}
     if url.get_driver_name() in {"psycopg", "psycopg2"}:
-        return {"connect_timeout": max(2, int(timeout_s)), "tcp_user_timeout": int(timeout_s * 1000)}
+        timeout_ms = int(timeout_s * 1000)
+        return {"connect_timeout": max(2, int(timeout_s)), "tcp_user_timeout": timeout_ms}
     return {}
 
 

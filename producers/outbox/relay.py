@@ -8,7 +8,7 @@ from random import uniform
 from threading import Event
 from typing import Any
 
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -25,6 +25,7 @@ POLL_S = 0.5
 LONGEST_PAUSE_S = 15.0
 """Between two tries while the broker or the database is away."""
 
+_FOR_A_WHILE = ("OOM", "MISCONF", "NOREPLICAS", "BUSY")  # Valkey's words
 _REFUSED = (MessageRefused, ValueError)  # the latter: somebody wrote a row that cannot be read
 
 
@@ -94,29 +95,38 @@ class Relay:
         rows = self._database.read(connection, self._batch)
         if not rows:
             return 0
-        try:
-            self._sender.forward([letter_of(row) for row in rows])
-        except _REFUSED:
-            self._one_by_one(connection, rows)
-        else:
-            self._sent(connection, rows)
+        if not self._forwarded(connection, rows):
+            for row in self._database.read(connection, self._batch):
+                self._one(connection, row)
         return len(rows)
 
-    def _one_by_one(self, connection: Connection, rows: Sequence[Any]) -> None:
-        """One of them is not taken: it must not be in the way of the others."""
-        for row in rows:
-            try:
-                self._sender.forward([letter_of(row)])
-            except _REFUSED as why:
-                _raise_if_full(why)
-                self._database.set_aside(connection, row.position, str(why))
-                logger.error(
-                    "%s %s was refused, and stays in the outbox: %s",
-                    *(row.name, row.id, why),
-                    extra={"action": "relay_refused", "job_id": row.id, "position": row.position},
-                )
-            else:
-                self._sent(connection, [row])
+    def _forwarded(self, connection: Connection, rows: Sequence[Any]) -> bool:
+        """Whether the broker took all; what it took is removed, whatever came then."""
+        sent = 0
+        try:
+            for more in self._sender.forward([letter_of(row) for row in rows]):
+                sent += more
+        except _REFUSED as error:
+            _raise_if_full(error)
+            return False
+        finally:
+            if sent:
+                self._sent(connection, rows[:sent])
+        return True
+
+    def _one(self, connection: Connection, row: Any) -> None:
+        """One of several, of which one is not taken: it must not be in the others' way."""
+        try:
+            sum(self._sender.forward([letter_of(row)]))
+            self._sent(connection, [row])
+        except _REFUSED as error:
+            _raise_if_full(error)
+            self._database.set_aside(connection, row.position, str(error))
+            logger.error(
+                "%s %s was refused, and stays in the outbox: %s",
+                *(row.name, row.id, error),
+                extra={"action": "relay_refused", "job_id": row.id, "position": row.position},
+            )
 
     def _sent(self, connection: Connection, rows: Sequence[Any]) -> None:
         self._database.remove(connection, [row.position for row in rows])
@@ -128,10 +138,10 @@ class Relay:
 
 
 def _raise_if_full(error: Exception) -> None:
-    """A server without memory refuses everything for a while: that is an outage."""
+    """A server without memory or disk refuses everything for a while: that is an outage."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, ResponseError) and str(cause).startswith("OOM"):
+        if isinstance(cause, OutOfMemoryError) or str(cause).startswith(_FOR_A_WHILE):
             raise BrokerUnavailable(str(error)) from error
         cause = cause.__cause__
 

@@ -34,8 +34,7 @@ def outbox() -> None:
 @click.pass_context
 def create(context: click.Context, url: str | None, sql: bool) -> None:
     """Create the table, if it is not there."""
-    with _errors():
-        database = _database(context, url)
+    with _opened(context, url) as database:
         click.echo(database.ddl) if sql else database.create()
 
 
@@ -46,12 +45,15 @@ def create(context: click.Context, url: str | None, sql: bool) -> None:
 @click.option("-l", "--loglevel", default="INFO", show_default=True)
 @click.pass_context
 def relay(context: click.Context, url: str | None, once: bool, batch: int, loglevel: str) -> None:
-    """Send what waits, in order, until SIGTERM. Of several relays one sends, the others stand by."""
-    app = _app(context)
-    with _errors():
+    """Send what waits, in order, until SIGTERM.
+
+    Of several relays one sends, the others stand by.
+    """
+    with _opened(context, url) as database:
         from umbel.producers.outbox import Relay  # noqa: PLC0415  an extra
 
-        relay = Relay(app.sender, _database(context, url), batch)
+        app = _app(context)
+        relay = Relay(app.sender, database, batch)
         if once:
             sent = relay.drain()
             click.echo("another relay is at work" if sent is None else f"{sent} sent")
@@ -70,8 +72,7 @@ def list_(
     context: click.Context, url: str | None, refused: bool, limit: int, as_json: bool
 ) -> None:
     """List rows in their order, without what they carry."""
-    with _errors():
-        database = _database(context, url)
+    with _opened(context, url) as database:
         rows, size = database.rows(refused=refused, limit=limit), database.size()
     for row in rows:
         click.echo(json.dumps(asdict(row), default=str) if as_json else _line(row))
@@ -85,13 +86,11 @@ def list_(
 @_all
 @_url
 @click.pass_context
-def retry(
-    context: click.Context, positions: tuple[int, ...], all_: bool, url: str | None
-) -> None:
+def retry(context: click.Context, positions: tuple[int, ...], all_: bool, url: str | None) -> None:
     """Let rows that the broker refused wait again, in their old places."""
     _refuse_none_chosen(positions, all_)
-    with _errors():
-        click.echo(f"{_database(context, url).retry(positions)} wait again")
+    with _opened(context, url) as database:
+        click.echo(f"{database.retry(positions)} wait again")
 
 
 @outbox.command()
@@ -104,8 +103,8 @@ def discard(
 ) -> None:
     """Drop rows that the broker refused, for good."""
     _refuse_none_chosen(positions, all_)
-    with _errors():
-        click.echo(f"{_database(context, url).discard(positions)} dropped")
+    with _opened(context, url) as database:
+        click.echo(f"{database.discard(positions)} dropped")
 
 
 def _line(row: Row) -> str:
@@ -132,11 +131,26 @@ def _until_told() -> Event:
     return until
 
 
-def _database(context: click.Context, url: str | None) -> OutboxDatabase:
-    app = _app(context)
+@contextmanager
+def _opened(context: click.Context, url: str | None) -> Iterator[OutboxDatabase]:
+    """The database; what is wrong with it ends the command."""
+    try:
+        database = _database(_app(context), url)
+        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415  an extra
+
+        try:
+            yield database
+        except SQLAlchemyError as error:
+            hint = "Is there a table? celery -A app outbox create"
+            raise click.ClickException(f"{error}\n{hint}") from error
+    except UmbelError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _database(app: Umbel, url: str | None) -> OutboxDatabase:
     if url is None:
         return app.outbox_database
-    from umbel.producers.outbox import OutboxDatabase  # noqa: PLC0415  an extra
+    from umbel.producers.outbox import OutboxDatabase  # noqa: PLC0415  likewise
 
     return OutboxDatabase(url, app.settings.outbox_table, app.settings.publish_timeout_s)
 
@@ -146,15 +160,3 @@ def _app(context: click.Context) -> Umbel:
     if not isinstance(app, Umbel):
         raise click.ClickException(f"{app} is no Umbel app; expected app = Umbel(…)")
     return app
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    try:
-        yield
-    except UmbelError as error:
-        raise click.ClickException(str(error)) from error
-    except Exception as error:
-        if type(error).__module__ != "sqlalchemy.exc":
-            raise
-        raise click.ClickException(f"{error}\nIs there a table? celery -A … outbox create") from error
