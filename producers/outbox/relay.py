@@ -21,7 +21,9 @@ from umbel.producers.sender import Sender
 logger = logging.getLogger("umbel.outbox")
 
 POLL_S = 0.5
-"""Pause after the last row, and between two looks whether another relay still leads."""
+"""Pause after the last row."""
+STANDBY_S = 2.0
+"""Pause between two looks whether another relay still leads."""
 LONGEST_PAUSE_S = 15.0
 """Between two tries while the broker or the database is away."""
 
@@ -60,7 +62,7 @@ class Relay:
         while not until.is_set():
             try:
                 with self._database.led() as connection:
-                    self._lead(connection, until) if connection else until.wait(POLL_S)
+                    self._lead(connection, until) if connection else until.wait(STANDBY_S)
             except (SQLAlchemyError, BrokerUnavailable, *AWAY) as error:
                 pause_s = next(self._pauses)
                 logger.warning(

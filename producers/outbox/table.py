@@ -58,14 +58,17 @@ def letter_of(row: Any) -> Letter:
     """The other way round.
 
     Raises:
-        ValueError: somebody wrote what is no JSON.
+        ValueError: somebody wrote what is none.
     """
+    headers, properties = loads(row.headers), loads(row.properties)
+    if not (isinstance(headers, dict) and isinstance(properties, dict)):
+        raise ValueError("headers and properties are not JSON objects")
     return Letter(
         id=row.id,
         name=row.name,
         queue=row.queue,
-        headers=loads(row.headers),
-        properties=loads(row.properties),
+        headers=headers,
+        properties=properties,
         body=row.body.encode(),
     )
 
