@@ -240,9 +240,9 @@ class Sender:
                 yield from self._forward(queue, some)
 
     def _forward(self, queue: str | None, letters: list[Letter]) -> Iterator[int]:
-        for letter in letters:
-            if letter.headers.get(TRACKED):
-                self._track(letter.id, letter.name)
+        if tracked := [(one.id, one.name) for one in letters if one.headers.get(TRACKED)]:
+            with suppress(StoreRequired):  # whoever wrote them had one
+                self._records().all_queued(tracked)
         plain = not any("priority" in letter.properties for letter in letters)
         if queue is not None and plain and self._express.is_open:
             self._express.forward(queue, letters)
