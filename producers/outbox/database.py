@@ -95,7 +95,12 @@ class OutboxDatabase:
             parsed = make_url(url)
             parsed = parsed.set(drivername=_SYNCHRONOUS.get(parsed.drivername, parsed.drivername))
             options = _options(parsed, timeout_s)
-            self.engine: Engine = create_engine(parsed, poolclass=NullPool, connect_args=options)
+            self.engine: Engine = create_engine(
+                parsed,
+                poolclass=NullPool,
+                connect_args=options,
+                hide_parameters=True,  # an error would tell what a row carries
+            )
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise SettingsError(
                 f"outbox_url: {error}; expected postgresql+psycopg://host/name or "

@@ -2,6 +2,9 @@
 
 from typing import assert_type
 
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
 from umbel import (
     Completed,
     Failed,
@@ -125,3 +128,10 @@ bare.send(ask, on_success=7)  # type: ignore[arg-type]
 
 assert_type(webhooks.verify(b"", {}, "whsec_", Completed[Answer]), Completed[Answer])
 assert_type(webhooks.verify(b"", {}, [], Completed[Answer], Failed), Completed[Answer] | Failed)
+
+
+def written(session: Session, loose: AsyncSession) -> None:
+    outbox = app.outbox(session)
+    assert_type(outbox.send(bare, ask), Receipt)
+    assert_type(outbox.request(bare, ask, delay_s=1), JobHandle[Answer])
+    app.outbox(loose).send(bare, Other())  # type: ignore[misc]
