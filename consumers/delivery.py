@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 from time import monotonic, sleep
@@ -56,7 +57,7 @@ from umbel.jobs.contracts import Message
 from umbel.jobs.job import Job, JobApp
 from umbel.jobs.outages import AWAY, held, still_held, wait_out
 from umbel.jobs.records import JobState, Progress
-from umbel.jobs.wire import Checked, Envelope, fence_of, is_tracked
+from umbel.jobs.wire import Checked, Envelope, Sealed, fence_of, is_tracked
 from umbel.routing.valkey import Holding
 
 logger = logging.getLogger("umbel.worker")
@@ -77,6 +78,8 @@ class WorkerApp(JobApp, Protocol):
     def dead_letters(self) -> DeadLetters: ...
     @property
     def once(self) -> Once: ...
+    @property
+    def events(self) -> Any: ...  # Celery's
 
 
 @dataclass(frozen=True)
@@ -269,7 +272,7 @@ def run(delivery: Delivery, message: Message, reserved: Reserved) -> Outcome:
     job, context = delivery.job, delivery.context(reserved)
     inside = current.set(context)
     try:
-        return Done(job.encode_result(call(job, message, context)), reserved.once)
+        return Done(runner.get()(delivery, message, context), reserved.once)
     except (Ignore, Reject, CeleryRetry) as signal:
         return Passed(signal)
     except (JobCancelled, asyncio.CancelledError) as error:
@@ -280,11 +283,19 @@ def run(delivery: Delivery, message: Message, reserved: Reserved) -> Outcome:
         current.reset(inside)
 
 
-def call(job: Job[Any, Any, Any], message: Message, context: JobContext) -> Any:
+def call(delivery: Delivery, message: Message, context: JobContext) -> Sealed:
     """The function, on the process's event loop if it is async."""
+    job = delivery.job
     if not job.is_async:
-        return job(message, context)
-    return _loop.run(job(message, context), job.timeout_s, lambda: context.cancelled)
+        return job.encode_result(job(message, context))
+    returned = _loop.run(job(message, context), job.timeout_s, lambda: context.cancelled)
+    return job.encode_result(returned)
+
+
+Runner = Callable[[Delivery, Message, JobContext], Sealed]
+
+runner: ContextVar[Runner] = ContextVar("umbel_runner", default=call)
+"""What does the work: the job's function, or somebody's loop that pulls (`umbel.consumers.pull`)."""
 
 
 def failure(delivery: Delivery, error: Exception) -> Retried | Dead:
@@ -455,7 +466,10 @@ def send_progress(delivery: Delivery, progress: Progress) -> None:
     """To Flower: Celery's event state takes any ``task-…`` event as a state of that name."""
     percent = progress.percent
     done = f"{progress.done:g}" if percent is None else f"{percent:.0f} %"
-    delivery.job.send_event("task-progress", result=f"{done} {progress.note}".strip())
+    events, result = delivery.app.events, f"{done} {progress.note}".strip()
+    # Not by the task, which looks for a run in this thread, and it may be in another one.
+    with events.default_dispatcher(hostname=delivery.request.hostname) as dispatcher:
+        dispatcher.send("task-progress", uuid=delivery.job_id, result=result, retry=True)
 
 
 def received(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from time import sleep
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
@@ -61,17 +62,21 @@ class Held(request.Request):
                 self.cancel(pool, emit_retry=False)
 
     def insist(self, settle: Callable[[], None]) -> None:
-        """Settle, and do so again while that cannot be written: the main process cannot wait.
+        """Settle, and do so again while that cannot be written: a worker's main process cannot wait.
 
         Args:
             settle: may be called again after it was interrupted anywhere.
         """
-        try:
-            settle()
-        except AWAY as error:
-            tell_waiting(self.id, error)
-            loop: Any = get_event_loop()
-            loop.call_later(WRITE_AGAIN_S, self.insist, settle)
+        while True:
+            try:
+                return settle()
+            except AWAY as error:
+                tell_waiting(self.id, error)
+                loop: Any = get_event_loop()
+                if loop is not None:
+                    loop.call_later(WRITE_AGAIN_S, self.insist, settle)
+                    return None
+                sleep(WRITE_AGAIN_S)  # no worker, but a loop that pulls: it can
 
     def _announce_revoked(self, reason: str, *args: Any) -> None:
         announce = super()._announce_revoked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable
-from hashlib import sha256
+from functools import partial
 from typing import Any, ClassVar
 
 from celery import signals
@@ -15,16 +15,12 @@ from celery.concurrency import prefork as celery_prefork
 from celery.worker import consumer, state
 
 from umbel.config.errors import SettingsError, ShardsChanged, StoreRequired, UnknownQueue
-from umbel.consumers.deadletters import DeadLetter, Kind, Reason, describe
+from umbel.consumers.arrival import Arrivals
 from umbel.consumers.drain import Drain
-from umbel.consumers.inspection import Misfit, inspect
 from umbel.consumers.prefork import TaskPool
 from umbel.consumers.request import Held
-from umbel.consumers.subscriptions import address
 from umbel.consumers.webhooks import refuse_without_libraries
-from umbel.jobs.records import JobState
 from umbel.jobs.webhooks import WEBHOOK
-from umbel.jobs.wire import Envelope
 from umbel.routing import json
 from umbel.routing.queues import webhook_queue
 
@@ -136,72 +132,24 @@ class Consumer(consumer.Consumer):
     def create_task_handler(self, *args: Any, **options: Any) -> Handler:
         """The function that is called with each message."""
         run: Handler = super().create_task_handler(*args, **options)
+        return partial(self._arrivals.take, run=run)
 
-        def on_task_received(message: Any) -> None:
-            try:
-                address(message, self.app.subscriptions)
-                inspect(message, self.strategies)
-                run(message)
-            except Misfit as misfit:
-                self.quarantine(message, misfit.reason, misfit.error)
-            except Exception as error:
-                # A lost connection is no fault of the message; but Kombu counts KeyError as one.
-                if isinstance(error, self.connection_errors) and not isinstance(error, KeyError):
-                    raise
-                self.quarantine(message, Reason.MALFORMED, describe(error))
-
-        return on_task_received
-
-    def quarantine(self, message: Any, reason: Reason, error: str) -> None:
-        """Keep the message with its raw bytes, then acknowledge it."""
-        headers = message.headers if isinstance(message.headers, dict) else {}
-        if not message.errors:  # Kombu has decompressed the body
-            headers = {name: value for name, value in headers.items() if name != "compression"}
-        letter = DeadLetter(
-            id=_letter_id(message, _text(headers.get("id"))),
-            kind=Kind.QUARANTINE,
-            reason=reason,
-            error=error,
-            queue=_text((message.delivery_info or {}).get("routing_key")),
-            job=_text(headers.get("task")),
-            job_id=_text(headers.get("id")),
-            produced_at=Envelope.read(headers).produced_at,
-            shown=_text(headers.get("argsrepr")),
-            content_type=_text(message.content_type),
-            content_encoding=_text(message.content_encoding),
-            headers=headers,
-            properties=message.properties or {},
-            body=_bytes(message.body),
+    @property
+    def _arrivals(self) -> Arrivals:
+        return Arrivals(
+            self.app,
+            known=self.strategies,
+            connection_errors=self.connection_errors,
+            events=self.event_dispatcher,
         )
-        self.app.dead_letters.add(letter)
-        self._announce(letter)
-        message.ack()
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Celery's would acknowledge, and the message would be gone."""
-        self.quarantine(message, Reason.MALFORMED, describe(exc))
+        self._arrivals.refuse(message, exc)
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Likewise."""
-        self.quarantine(message, Reason.MALFORMED, describe(exc))
-
-    def _announce(self, letter: DeadLetter) -> None:
-        logger.error(
-            "quarantined a message from queue %s: %s (%s); see: deadletters show %s",
-            letter.queue,
-            letter.error,
-            letter.reason.value,
-            letter.id,
-            extra={"action": "quarantined", "reason": letter.reason.value, "letter": letter.id},
-        )
-        if not letter.job_id:
-            return
-        if Envelope.read(letter.headers).tracked:
-            self.app.records.ended(letter.job_id, JobState.FAILED, letter.error)
-        if self.event_dispatcher:
-            self.event_dispatcher.send(
-                "task-failed", uuid=letter.job_id, exception=letter.error, traceback=""
-            )
+        self._arrivals.refuse(message, exc)
 
 
 class Worker(celery_worker.Worker):
@@ -268,24 +216,3 @@ class Worker(celery_worker.Worker):
                 ", ".join(sorted(limited)),
                 extra={"action": "cooperative_timeouts"},
             )
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _bytes(body: Any) -> bytes:
-    if isinstance(body, bytes | memoryview):
-        return bytes(body)
-    return str(body if body is not None else "").encode("utf-8", "backslashreplace")
-
-
-def _letter_id(message: Any, job_id: str) -> str:
-    """The same when the message is delivered again, another one for every other message.
-
-    A stranger's job id may come twice. Kombu's tag stays with a message on Valkey; RabbitMQ's
-    counts the deliveries of a channel and says nothing.
-    """
-    tag = (message.properties or {}).get("delivery_tag") or ""
-    digest = sha256(_bytes(tag) + _bytes(message.body)).hexdigest()[:16]
-    return f"{job_id[:100]}.{digest}" if job_id else digest

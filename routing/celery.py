@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -152,18 +153,35 @@ class AMQP(amqp.AMQP):
         On RabbitMQ the net is spread first, and what is in it is told. A queue that is there with
         other arguments ends the worker: it would be refused again and again.
         """
+        try:
+            return self._consumer(channel, *args, **options)
+        except PreconditionFailed as error:
+            raise SystemExit(f"celery worker: {_other_arguments(error)}") from error
+
+    def PullConsumer(self, channel: Any, queues: list[Queue], **options: Any) -> Any:  # noqa: N802
+        """The consumer of a loop that pulls: one message at a time, of each queue on RabbitMQ.
+
+        Raises:
+            SettingsError: a queue is there with other arguments, or a job may run too long.
+        """
+        if self.queues.check:
+            self.queues.check([queue.name for queue in queues])
+        try:
+            consumer = self._consumer(channel, queues, prefetch_count=1, **options)
+        except PreconditionFailed as error:
+            raise SettingsError(_other_arguments(error)) from error
+        channel.most_ahead = 0  # on Valkey
+        channel.services = {
+            name: replace(service, prefetch=service.prefetch and 1)
+            for name, service in channel.services.items()
+        }
+        return consumer
+
+    def _consumer(self, channel: Any, *args: Any, **options: Any) -> Any:
         channel = maybe_channel(channel)
         self.serve(channel)
-        if not self.net:
-            return super().TaskConsumer(channel, *args, **options)
-        try:
-            given_up = self.net.bind(channel).queue_declare().message_count
-            consumer = super().TaskConsumer(channel, *args, **options)
-        except PreconditionFailed as error:
-            raise SystemExit(
-                f"celery worker: {error}. Its arguments cannot be changed: delete it once it is "
-                "empty, or take another name"
-            ) from error
+        given_up = self.net.bind(channel).queue_declare().message_count if self.net else 0
+        consumer = super().TaskConsumer(channel, *args, **options)
         if given_up:
             logger.warning(
                 "RabbitMQ gave up %d messages: they are in queue %s",
@@ -216,6 +234,12 @@ class AMQP(amqp.AMQP):
                 return send(producer, name, message, **options)
 
         return send_in_time
+
+
+def _other_arguments(error: PreconditionFailed) -> str:
+    return (
+        f"{error}. Its arguments cannot be changed: delete it once it is empty, or take another name"
+    )
 
 
 def _is_not_about_delays(record: logging.LogRecord) -> bool:

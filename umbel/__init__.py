@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UnknownQueue,
     )
     from umbel.config.settings import Settings
+    from umbel.consumers.pull import Pulled
     from umbel.jobs.blobs import Blob
     from umbel.jobs.callbacks import Completed, Failed
     from umbel.jobs.context import JobContext
@@ -65,6 +66,7 @@ _HOMES = {
         "UnknownQueue",
     ),
     "umbel.config.settings": ("Settings",),
+    "umbel.consumers.pull": ("Pulled",),
     "umbel.jobs.blobs": ("Blob",),
     "umbel.jobs.callbacks": ("Completed", "Failed"),
     "umbel.jobs.context": ("JobContext",),
@@ -100,6 +102,7 @@ __all__ = [
     "Message",
     "MessageRefused",
     "Progress",
+    "Pulled",
     "Receipt",
     "ResultTimeout",
     "Retry",

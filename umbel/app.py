@@ -7,7 +7,7 @@ import difflib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
@@ -19,15 +19,17 @@ from celery.local import PromiseProxy
 from kombu.utils.url import maybe_sanitize_url
 
 from umbel.config.celery import celery_defaults
-from umbel.config.errors import ContractError, SettingsError
+from umbel.config.errors import ContractError, SettingsError, UnknownQueue
 from umbel.config.settings import Settings
 from umbel.config.store import Store, required, server_url, split_master, store_url
 from umbel.consumers import followups, webhooks
 from umbel.consumers.delivery import deliver
 from umbel.consumers.keys import Once
+from umbel.consumers.pull import Pulled, apull, pull
 from umbel.consumers.replay import DeadLetterOffice
 from umbel.consumers.resharding import reshard
 from umbel.consumers.sagas import PERSISTENT, tellers
+from umbel.consumers.taker import Taker
 from umbel.consumers.webhook_log import WebhookLog
 from umbel.jobs.backend import recording
 from umbel.jobs.blobs import BlobStore
@@ -352,6 +354,61 @@ class Umbel(Celery):
         from umbel.producers.outbox.fallback import OutboxFallback  # noqa: PLC0415  likewise
 
         return OutboxFallback(database)
+
+    def pull(
+        self,
+        queue: WorkQueue | str,
+        *,
+        limit: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[Pulled]:
+        """The messages of a queue, one by one in the caller's own loop, without a worker.
+
+            for delivery in app.pull("images", timeout_s=10):
+                with delivery as message:
+                    ...
+
+        The block takes the place of the job's function, and what it comes to is settled as in a
+        worker when it is left, see `Pulled`. A message is taken when the loop asks for it; however
+        long a block takes, it is held. What is unreadable, expired or cancelled never gets here. A
+        loop that is left gives back what it has not begun.
+
+        Args:
+            queue: a work queue of this app, or a subscriber, by its name.
+            limit: most messages; None for any number.
+            timeout_s: seconds without a message after which the loop ends; None for ever. With 0 it
+                takes what is there (half a second is given for the server to say so).
+
+        Raises:
+            UnknownQueue: the app has no such queue.
+            StoreRequired: there is no place for dead letters.
+            SettingsError: the queue is there with other arguments.
+            BrokerUnavailable: the time was over, and the broker was away. Until then, and without
+                a `timeout_s` for ever, it is tried again.
+        """
+        return pull(self._taker(queue), limit, timeout_s)
+
+    def apull(
+        self,
+        queue: WorkQueue | str,
+        *,
+        limit: int | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[Pulled]:
+        """`pull` without blocking the event loop: ``async for``, and ``async with delivery``."""
+        return apull(self._taker(queue), limit, timeout_s)
+
+    def _taker(self, queue: WorkQueue | str) -> Taker:
+        names = {job.name: name for name, job in self.subscriptions.items()}
+        name = WorkQueue.named(queue).name
+        found = self.work_queues.get(name) or self.work_queues.get(names.get(name, ""))
+        if found is None:
+            known = ", ".join(sorted(self.work_queues))
+            raise UnknownQueue(f"no queue {name!r} of jobs in this app; there are: {known}")
+        _ = self.dead_letters
+        if found.shards:
+            self.shard_maps.check(found)
+        return Taker(self, found)
 
     def unsubscribe(self, subscriber: str) -> int:
         """Remove a subscriber's queue from the broker. Returns how many events were dropped.

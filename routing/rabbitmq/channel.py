@@ -160,6 +160,9 @@ class Channel(pyamqp.Channel):
         super().basic_reject(delivery_tag, *args, **options)
         self._call_off([delivery_tag])
 
+    def flush(self) -> None:
+        """Nothing waits here: what was settled is on its way."""
+
     def collect(self) -> None:
         """The channel is gone; what ran is called off, and that is no fault of the job."""
         self._call_off(list(self._begun))

@@ -24,7 +24,7 @@ from redis.retry import Retry
 from umbel.config.embedded import EmbeddedConnection
 from umbel.routing.service import Service
 from umbel.routing.topics import regex_of
-from umbel.routing.valkey.claims import Claims
+from umbel.routing.valkey.claims import MOST_AHEAD, Claims
 from umbel.routing.valkey.elements import read_element
 from umbel.routing.valkey.lease import BEATS, CLAIM_PROPERTY, Lease, leases
 from umbel.routing.valkey.outlet import check_replicas
@@ -155,6 +155,8 @@ class Claiming(kombu_redis.Channel):
     min_replicas = 0
     services: Mapping[str, Service] = MappingProxyType({})
     """How queues are to be served, by their names; others as they come."""
+    most_ahead = MOST_AHEAD
+    """Most messages that are claimed beyond what may run now."""
     _claims: Claims | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -204,6 +206,7 @@ class Claiming(kombu_redis.Channel):
                 service=lambda queue: self.services.get(queue) or Service(queue),
                 lists=self._lists_in_turn,
                 deliver=self._deliver_claimed,
+                most_ahead=self.most_ahead,
             )
         return self._claims
 
@@ -261,6 +264,10 @@ class Claiming(kombu_redis.Channel):
     def _deliver_claimed(self, message: dict[str, Any], queue: str) -> None:
         self._claim_cycle.rotate(self._family(queue))
         self.connection._deliver(message, queue)
+
+    def flush(self) -> None:
+        """Settle on the server what was settled here, without waiting for its answer."""
+        self.claims.flush()
 
     def close_claims(self, keep: Iterable[str] = ()) -> None:
         """Stop taking; what has not begun goes back."""

@@ -36,7 +36,7 @@ logger = logging.getLogger("umbel.delivery")
 UNLIMITED = 100
 """Most messages of one claim where the consumer named no prefetch limit."""
 MOST_AHEAD = 256
-"""Most messages claimed beyond what may run now."""
+"""Most messages claimed beyond what may run now, of a worker."""
 AHEAD_S = 0.02
 """Time within which what is claimed ahead should be begun."""
 STALE_S = LOOK_S
@@ -68,6 +68,7 @@ class Claims:
         lists: the keys of the queues' ready lists and their queues, in the order in which they are
             to be served now.
         deliver: takes a message and its queue.
+        most_ahead: most messages claimed beyond what may run now.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Claims:
         service: Callable[[str], Service],
         lists: Callable[[], list[tuple[str, str]]],
         deliver: Callable[[dict[str, Any], str], None],
+        most_ahead: int,
     ) -> None:
         self._lease, self._id, self._number = lease, lease.id, number
         self._prefix = prefix
@@ -92,7 +94,7 @@ class Claims:
         # Claimed and not delivered: what may not run yet, in the order of their claims.
         self._ahead: deque[tuple[str, str, bytes]] = deque()
         self._ahead_since = 0.0
-        self._most_ahead = 0
+        self._most_ahead, self._limit_ahead = 0, most_ahead
         # What is held of queues with a limit (claim -> queue), and those of which less is held now.
         self._limited: dict[str, str] = {}
         self._freed: list[str] = []
@@ -251,7 +253,7 @@ class Claims:
     def _adapt(self, used_up_s: float) -> None:
         """Claim more ahead while a claim is used up within moments, and less where it lasts."""
         if used_up_s < AHEAD_S:
-            self._most_ahead = min(MOST_AHEAD, max(4, 2 * self._most_ahead))
+            self._most_ahead = min(self._limit_ahead, max(4, 2 * self._most_ahead))
         elif used_up_s > 2 * AHEAD_S:
             self._most_ahead //= 2
 
@@ -390,6 +392,10 @@ class Claims:
             for claim in claims:
                 self._free(claim)
         self._lease.give_back(claims)
+
+    def flush(self) -> None:
+        """Send what is settled now. Safe in threads; never waits."""
+        self._send_settlements()
 
     def _free(self, claim: str) -> None:
         if queue := self._limited.pop(claim, None):
