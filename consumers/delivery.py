@@ -158,7 +158,7 @@ class Delivery:
     def queue(self) -> str:
         """Where the message was."""
         came_by = self.request.delivery_info or {}
-        return came_by.get("routing_key") or self.job.work_queue.name
+        return came_by.get("routing_key") or self.job.work_queue.at(None)
 
     @property
     def lost(self) -> bool:

@@ -179,6 +179,22 @@ class Worker(celery_worker.Worker):
                 refuse_without_libraries()
         except (UnknownQueue, StoreRequired, SettingsError, ShardsChanged) as error:
             raise SystemExit(f"celery worker: {error}") from error
+        self._warn_of_subscribers()
+
+    def _warn_of_subscribers(self) -> None:
+        """Their queues fill whether anybody consumes them or not, and ``-Q`` may have forgot one."""
+        consumed = self.app.amqp.queues.consume_from
+        others = [
+            job.work_queue.name
+            for part, job in self.app.subscriptions.items()
+            if part not in consumed and not job.work_queue.instance
+        ]
+        if others:
+            logger.warning(
+                "events wait for another worker, this one does not consume: %s",
+                ", ".join(sorted(others)),
+                extra={"action": "not_consumed", "queues": others},
+            )
 
     def _process_task(self, req: Any) -> None:
         """Called with each message; where a pool is asked only for a free process, it begins now:

@@ -38,8 +38,10 @@ class Subscription(Job[Any, Any, Any]):
         raise ContractError(name or "event", [why])
 
     def handling_id(self, event_id: str) -> str:
-        """The id of this subscriber's handling of an event: always the same."""
-        return str(uuid5(NAMESPACE_OID, f"{event_id}/{self.name}"))
+        """The id of this subscriber's handling of an event: always the same, for a broadcast in
+        this process."""
+        of = (event_id, self.name, self.work_queue.instance)
+        return str(uuid5(NAMESPACE_OID, "/".join(part for part in of if part)))
 
 
 def consumed(annotation: Any) -> dict[str, Any]:

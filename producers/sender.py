@@ -294,7 +294,7 @@ class Sender:
         """
         payload = _only_argument(job, args, kwargs)
         if isinstance(payload, Checked):
-            options["queue"] = options.get("queue") or job.work_queue.name
+            options["queue"] = options.get("queue") or job.work_queue.at(None)
             return (payload,), options
         message = job.contract.checked(payload)
         options["queue"] = options.get("queue") or self._queue_for(job, message)

@@ -19,6 +19,9 @@ _DIRECT = Exchange("", type="direct")
 # before. Far above `max_deliveries`, for the server counts what was only prefetched too.
 _DELIVERY_LIMIT = 100
 
+PASSING_MS = 10_000
+"""How long RabbitMQ keeps a queue that ends with its process, once it is gone."""
+
 Priority = Literal["high", "normal", "low"]
 """Of two messages that wait, the one of the higher goes first."""
 LEVELS: tuple[Priority, ...] = get_args(Priority)
@@ -40,6 +43,8 @@ class WorkQueue:
         shards: number of its shards. The messages of a key go to one shard, and of a shard one is
             at work at a time, in the order of their sending.
         events: patterns of the names of the events that it gets; a subscriber's queue has them.
+        instance: names this process, where each has a queue of its own that ends with it: a
+            subscriber's with ``broadcast=True``.
     """
 
     name: str
@@ -48,6 +53,7 @@ class WorkQueue:
     priorities: bool = False
     shards: int | None = None
     events: tuple[str, ...] = ()
+    instance: str | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -84,6 +90,8 @@ class WorkQueue:
         """
         if self.shards:
             return tuple(f"{self.name}.{number}" for number in range(self.shards))
+        if self.instance:
+            return (f"{self.name}.{self.instance}",)
         return tuple(self.at(level) for level in LEVELS) if self.priorities else (self.name,)
 
     def at(self, priority: Priority | None) -> str:
@@ -93,7 +101,7 @@ class WorkQueue:
             ValueError: this queue has no priorities, or there is no such one.
         """
         if priority is None:
-            return self.name
+            return self.parts[0] if self.instance else self.name
         if not self.priorities:
             raise ValueError(
                 f"queue {self.name!r} has no priorities: WorkQueue({self.name!r}, priorities=True)"
@@ -127,7 +135,21 @@ def declaration(
         namespace: whose events it may get.
         net: on RabbitMQ, where the server puts what it gives up; see `safety_net`.
     """
-    name = part or queue.name
+    name = part or queue.parts[0]
+    exchange = topics(namespace)
+    bindings = {binding(exchange, routing_key=pattern) for pattern in queue.events}
+    if queue.instance:
+        # The server deletes it once nobody has consumed it for so long: a blip loses nothing.
+        passing = {"x-expires": PASSING_MS} if net else None
+        return Queue(
+            name,
+            _DIRECT,
+            routing_key=name,
+            durable=True,
+            auto_delete=net is None,  # our transport's word for: when the lease of its process ends
+            queue_arguments=passing,
+            bindings=bindings,
+        )
     arguments = net and {
         "x-queue-type": "quorum",
         "x-delivery-limit": _DELIVERY_LIMIT,
@@ -139,8 +161,7 @@ def declaration(
         **({"x-single-active-consumer": True} if queue.shards else {}),
     }
     declared = Queue(name, _DIRECT, routing_key=name, durable=True, queue_arguments=arguments)
-    exchange = topics(namespace)
-    declared.bindings = {binding(exchange, routing_key=pattern) for pattern in queue.events}
+    declared.bindings = bindings
     return declared
 
 

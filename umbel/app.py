@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from uuid import uuid4
 
 from celery import Celery
 from celery.app import backends
@@ -109,6 +110,7 @@ class Umbel(Celery):
         self.sagas: dict[str, Saga[Any]] = {}
         self.contracts: dict[str, type[Message]] = {}
         self.work_queues: dict[str, WorkQueue] = {}
+        self._instance = uuid4().hex[:12]  # children that a pool forks share it
         super().__init__(name, **options)
         self._pending.append(PromiseProxy(self._declare_webhook))
 
@@ -204,7 +206,7 @@ class Umbel(Celery):
         self._check_names(job)
         self.jobs.update(dict.fromkeys(job.names, job))
         if isinstance(job, Subscription):
-            self.subscriptions[job.work_queue.name] = job
+            self.subscriptions[job.work_queue.parts[0]] = job
         self._add_queue(job.work_queue)
         self._register(job)
         return job
@@ -214,6 +216,7 @@ class Umbel(Celery):
         *what: type[Event] | str,
         name: str | None = None,
         queue: WorkQueue | str | None = None,
+        broadcast: bool = False,
         **options: Any,
     ) -> JobDecorator:
         """Make a function a subscriber: called with each event, once.
@@ -231,6 +234,8 @@ class Umbel(Celery):
             name: the subscriber's, by default the function's. It is on the broker: who renames it
                 leaves a queue behind that goes on filling, until `unsubscribe`.
             queue: where its events wait, by default one named after the app and the subscriber.
+            broadcast: each worker that is up gets each event (one of its processes runs it), and
+                nothing is kept for those that are not: to drop a cache, to read a configuration.
             options: what `job` takes besides (``retry=``, ``timeout_s=``, ``max_deliveries=`` …).
 
         Raises:
@@ -247,7 +252,9 @@ class Umbel(Celery):
             return self._declare(
                 function,
                 local_names=local_names,
-                queue=replace(own_queue, events=patterns),
+                queue=replace(
+                    own_queue, events=patterns, instance=self._instance if broadcast else None
+                ),
                 name=own_name,
                 base=Subscription,
                 read=consumed,
@@ -399,7 +406,7 @@ class Umbel(Celery):
         return apull(self._taker(queue), limit, timeout_s)
 
     def _taker(self, queue: WorkQueue | str) -> Taker:
-        names = {job.name: name for name, job in self.subscriptions.items()}
+        names = {job.name: job.work_queue.name for job in self.subscriptions.values()}
         name = WorkQueue.named(queue).name
         found = self.work_queues.get(name) or self.work_queues.get(names.get(name, ""))
         if found is None:
@@ -416,7 +423,7 @@ class Umbel(Celery):
         Args:
             subscriber: its name; it need not be declared any more.
         """
-        queues = {job.name: queue for queue, job in self.subscriptions.items()}
+        queues = {job.name: queue for queue, job in self.subscriptions.items()}  # as on the broker
         queue = queues.get(subscriber) or queue_of_subscriber(self.main, subscriber)
         with self.connection_for_write() as connection:
             dropped: int = connection.default_channel.unsubscribe(queue, topics(self.prefix).name)

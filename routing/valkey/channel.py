@@ -23,7 +23,7 @@ from redis.retry import Retry
 
 from umbel.config.embedded import EmbeddedConnection
 from umbel.routing.service import Service
-from umbel.routing.topics import regex_of
+from umbel.routing.topics import is_topics, regex_of
 from umbel.routing.valkey.claims import MOST_AHEAD, Claims
 from umbel.routing.valkey.elements import read_element
 from umbel.routing.valkey.lease import BEATS, CLAIM_PROPERTY, Lease, leases
@@ -162,6 +162,7 @@ class Claiming(kombu_redis.Channel):
     def __init__(self, *args: Any, **options: Any) -> None:
         self._claimed_queues: list[str] = []
         self._popped_queues: list[str] = []
+        self._passing: dict[str, set[tuple[str, str, str]]] = {}
         super().__init__(*args, **options)
         self._claim_cycle = cycle_by_name(self.queue_order_strategy)()
 
@@ -176,6 +177,7 @@ class Claiming(kombu_redis.Channel):
             mine = self._popped_queues if no_ack else self._claimed_queues
             mine.append(queue)
         consuming = super().basic_consume(queue, no_ack, *args, **options)
+        self._bind_passing(queue)
         self._update_claims()
         return consuming
 
@@ -338,6 +340,23 @@ class Claiming(kombu_redis.Channel):
             *_, replicas = together.execute()
         if self.min_replicas:
             check_replicas(replicas, self.min_replicas)
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        """A queue that ends with its process is bound by its consumer, and by nobody else."""
+        if queue in self.auto_delete_queues and is_topics(exchange):
+            self._passing.setdefault(queue, set()).add((exchange, routing_key, pattern))
+        else:
+            super()._queue_bind(exchange, routing_key, pattern, queue)
+
+    def _bind_passing(self, queue: str) -> None:
+        prefix = self.global_keyprefix
+        lists = [prefix + self._q_for_pri(queue, priority) for priority in self.priority_steps]
+        for exchange, routing_key, pattern in self._passing.get(queue, ()):
+            tables = [self.keyprefix_queue, self.keyprefix_binding_permanent]
+            member = self.sep.join([routing_key or "", pattern or "", queue])
+            # Noted first: whatever happens in between, it ends with this process.
+            self.lease.own([prefix + table % exchange for table in tables], member, lists)
+            super()._queue_bind(exchange, routing_key, pattern, queue)
 
     def unsubscribe(self, queue: str, exchange: str) -> int:
         """Forget a queue and its bindings. Returns how many messages were dropped with it."""

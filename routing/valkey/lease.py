@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import logging
 import mmap
 import os
@@ -135,6 +136,10 @@ class Lease:
         """The set of those whose job has begun."""
         return f"{self._prefix}_umbel.begun.{lease or self.id}"
 
+    def own_key(self, lease: str | None = None) -> str:
+        """The set of what ends with a consumer, see `own`."""
+        return f"{self._prefix}_umbel.own.{lease or self.id}"
+
     @property
     def delayed_key(self) -> str:
         """The sorted set of what waits for its time."""
@@ -153,6 +158,16 @@ class Lease:
     def give_back(self, claims: Iterable[str]) -> None:
         """See to it that these go back to their queues, likewise."""
         self._later(self._returned, claims)
+
+    def own(self, tables: Sequence[str], binding: str, lists: Sequence[str]) -> None:
+        """A queue that ends with this process, however that ends.
+
+        Args:
+            tables: the keys of the sets of bindings that it is in.
+            binding: its member there.
+            lists: the keys of its ready lists.
+        """
+        self._client.sadd(self.own_key(), json.dumps([tables, binding, lists]))
 
     def abandon(self, channel: int, keep: Iterable[str]) -> None:
         """A channel is closed: what it held goes back, known here or not, but for `keep`."""
@@ -190,6 +205,8 @@ class Lease:
         with contextlib.suppress(redis.RedisError, OSError):
             self._flush()
             self._restore(self.id, [(name, b"") for name in self._held()])
+            self._drop_own(self.id)
+            self._client.delete(self.own_key())
             self._client.zrem(self.consumers_key, self.id)
             self._client.close()
 
@@ -257,12 +274,18 @@ class Lease:
 
     def _take_over(self, consumer: str) -> None:
         """Give back what a dead consumer held; what it had begun counts as a run."""
+        ended = self._drop_own(consumer)
         claims = self._client.hgetall(self.claims_key(consumer))
         begun = self._client.smembers(self.begun_key(consumer))
         back = [
-            (name.decode(), come_back(split_claim(claim)[1], runs=int(name in begun)))
+            (name.decode(), come_back(element, runs=int(name in begun)))
             for name, claim in claims.items()
+            for key, element in [split_claim(claim)]
+            if key not in ended
         ]
+        if passed := claims.keys() - {name.encode() for name, _ in back}:
+            self._client.hdel(self.claims_key(consumer), *passed)
+        self._client.delete(self.own_key(consumer))
         count = self._restore(consumer, back)
         logger.warning(
             "worker process gone: %d of its messages are back in their queues, %d had begun",
@@ -270,6 +293,17 @@ class Lease:
             len(begun),
             extra={"action": "taken_over", "consumer": consumer, "messages": count},
         )
+
+    def _drop_own(self, consumer: str) -> set[str]:
+        """Drop the queues that end with a consumer. Returns the keys of their ready lists."""
+        ended: set[str] = set()
+        for one in self._client.smembers(self.own_key(consumer)):
+            tables, binding, lists = json.loads(one)
+            for table in tables:
+                self._client.srem(table, binding)
+            self._client.delete(*lists)
+            ended.update(lists)
+        return ended
 
     def _unpark(self) -> None:
         # Before the question: what is parked meanwhile may be due earlier.

@@ -7,6 +7,8 @@ What they keep, each key behind the transport's ``global_keyprefix``:
 - ``_umbel.claims.<consumer>``: hash of what a consumer has in flight: ``<number>.<channel>`` ->
   ``<length of the list's key>:<the list's key><element>``.
 - ``_umbel.begun.<consumer>``: set of the claims whose job has begun.
+- ``_umbel.own.<consumer>``: set of the queues that end with a consumer, in JSON: the sets of
+  bindings that each is in, its member there, its ready lists.
 - ``_umbel.fence``: the last claim's number; numbers only grow.
 - ``_umbel.delayed``: sorted set of what waits for its time: ``<claim's name> <length of the list's
   key>:<the list's key><element>``.

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 import threading
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 from support.process import LocalProcess, eventually
@@ -93,13 +93,15 @@ def shop(write_app):
 @pytest.fixture
 def puller(shop, app_dir):
     """A process that pulls one message and dwells on it."""
+    (app_dir / "script.py").write_text(SCRIPT.format(app=shop.__name__))
+    command = [sys.executable, "script.py"]
+    with ExitStack() as processes:
 
-    def start() -> LocalProcess:
-        (app_dir / "script.py").write_text(SCRIPT.format(app=shop.__name__))
-        command = [sys.executable, "script.py"]
-        return LocalProcess(name="puller", command=command, cwd=app_dir, ready="got ").start()
+        def start() -> LocalProcess:
+            process = LocalProcess(name="puller", command=command, cwd=app_dir, ready="got ")
+            return processes.enter_context(closing(process)).start()
 
-    return start
+        yield start
 
 
 def pulled(shop, queue: str, **options) -> list[Message]:
@@ -257,7 +259,7 @@ def test_what_does_not_fit_never_reaches_the_loop(shop, broker):
             delivery.result = 3  # a plain producer waits for one
     assert cancelled.state() is JobState.CANCELLED
     assert expired.state() is JobState.EXPIRED
-    letters = shop.app.dead_letters.newest(9)
+    letters = list(shop.app.dead_letters.newest(9))
     assert {letter.kind for letter in letters} == {Kind.QUARANTINE}
     reasons = sorted(letter.reason for letter in letters)
     assert reasons == sorted([Reason.MALFORMED, Reason.CONTRACT, Reason.UNKNOWN_JOB])
@@ -401,6 +403,6 @@ def counted(shop, times: int) -> None:
 
     def noted() -> bool:
         keys = client.scan_iter("*begun*")
-        return any(client.type(key) == b"set" or int(client.get(key)) == times for key in keys)
+        return any(client.type(key) in {b"set", "set"} or client.get(key) == b"%d" % times for key in keys)
 
     eventually(noted)
