@@ -295,7 +295,7 @@ def call(delivery: Delivery, message: Message, context: JobContext) -> Sealed:
 Runner = Callable[[Delivery, Message, JobContext], Sealed]
 
 runner: ContextVar[Runner] = ContextVar("umbel_runner", default=call)
-"""What does the work: the job's function, or somebody's loop that pulls (`umbel.consumers.pull`)."""
+"""What does the work: the job's function, or a loop that pulls (`umbel.consumers.pull`)."""
 
 
 def failure(delivery: Delivery, error: Exception) -> Retried | Dead:

@@ -130,7 +130,9 @@ class Pulled:
         try:
             return self.job.encode_result(self.result)
         except ValidationError as refused:
-            raise ValueError("the block did not set delivery.result, which is waited for") from refused
+            raise ValueError(
+                "the block did not set delivery.result, which is waited for"
+            ) from refused
 
     @property
     def _is_waited_for(self) -> bool:

@@ -237,9 +237,8 @@ class AMQP(amqp.AMQP):
 
 
 def _other_arguments(error: PreconditionFailed) -> str:
-    return (
-        f"{error}. Its arguments cannot be changed: delete it once it is empty, or take another name"
-    )
+    advice = "delete it once it is empty, or take another name"
+    return f"{error}. Its arguments cannot be changed: {advice}"
 
 
 def _is_not_about_delays(record: logging.LogRecord) -> bool:
