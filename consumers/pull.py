@@ -131,7 +131,7 @@ class Pulled:
             return self.job.encode_result(self.result)
         except ValidationError as refused:
             raise ValueError(
-                "the block did not set delivery.result, which is waited for"
+                "the block did not set delivery.result, which somebody waits for"
             ) from refused
 
     @property

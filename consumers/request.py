@@ -62,7 +62,7 @@ class Held(request.Request):
                 self.cancel(pool, emit_retry=False)
 
     def insist(self, settle: Callable[[], None]) -> None:
-        """Settle, and do so again while that cannot be written: a worker's main process cannot wait.
+        """Settle, and do so again while that cannot be written; a worker's loop is not held up.
 
         Args:
             settle: may be called again after it was interrupted anywhere.

@@ -182,7 +182,7 @@ class Worker(celery_worker.Worker):
         self._warn_of_subscribers()
 
     def _warn_of_subscribers(self) -> None:
-        """Their queues fill whether anybody consumes them or not, and ``-Q`` may have forgot one."""
+        """Their queues fill, whether anybody consumes them or not; ``-Q`` may have missed one."""
         consumed = self.app.amqp.queues.consume_from
         others = [
             job.work_queue.name
