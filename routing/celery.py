@@ -178,16 +178,16 @@ class AMQP(amqp.AMQP):
         return consumer
 
     def _consumer(self, channel: Any, *args: Any, **options: Any) -> Any:
-        channel = maybe_channel(channel)
+        channel, net = maybe_channel(channel), self.net
         self.serve(channel)
-        given_up = self.net.bind(channel).queue_declare().message_count if self.net else 0
+        given_up = net.bind(channel).queue_declare().message_count if net else 0
         consumer = super().TaskConsumer(channel, *args, **options)
-        if given_up:
+        if net and given_up:
             logger.warning(
                 "RabbitMQ gave up %d messages: they are in queue %s",
                 given_up,
-                self.net.name,
-                extra={"action": "given_up", "queue": self.net.name, "messages": given_up},
+                net.name,
+                extra={"action": "given_up", "queue": net.name, "messages": given_up},
             )
         return consumer
 
