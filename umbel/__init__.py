@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from umbel.jobs.saga_state import SagaState
     from umbel.jobs.saga_steps import SagaRun, Step
     from umbel.jobs.versions import upcast
+    from umbel.jobs.xml import from_xml, to_xml
+    from umbel.jobs.xsd import xsd_of
     from umbel.routing.queues import WorkQueue
 
 _HOMES = {
@@ -80,6 +82,8 @@ _HOMES = {
     "umbel.jobs.saga_state": ("SagaState",),
     "umbel.jobs.saga_steps": ("SagaRun", "Step"),
     "umbel.jobs.versions": ("upcast",),
+    "umbel.jobs.xml": ("from_xml", "to_xml"),
+    "umbel.jobs.xsd": ("xsd_of",),
     "umbel.routing.queues": ("WorkQueue",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -121,7 +125,10 @@ __all__ = [
     "UnknownJob",
     "UnknownQueue",
     "WorkQueue",
+    "from_xml",
+    "to_xml",
     "upcast",
+    "xsd_of",
 ]
 
 
