@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Protocol
 
 from umbel.consumers.deadletters import DeadLetter, Kind, Reason, describe
+from umbel.consumers.foreign import AdoptingApp, adopt
 from umbel.consumers.inspection import Misfit, inspect
 from umbel.consumers.letterbox import DeadLetters
 from umbel.consumers.subscriptions import address
 from umbel.jobs.records import JobState, Records
-from umbel.jobs.subscription import Subscription
 from umbel.jobs.wire import Envelope
 
 logger = logging.getLogger("umbel.worker")
 
 
-class ArrivalApp(Protocol):
+class ArrivalApp(AdoptingApp, Protocol):
     """What is needed of an app."""
 
-    @property
-    def subscriptions(self) -> Mapping[str, Subscription]: ...
     @property
     def dead_letters(self) -> DeadLetters: ...
     @property
@@ -54,6 +52,7 @@ class Arrivals:
             run: takes one that a task or job can be run for.
         """
         try:
+            adopt(message, self.app)
             address(message, self.app.subscriptions)
             inspect(message, self.known)
             run(message)

@@ -19,11 +19,13 @@ from umbel.config.settings import Settings
 from umbel.config.store import Store
 from umbel.consumers.deadletters import DeadLetter, Reason
 from umbel.consumers.delivery import received
+from umbel.consumers.foreign import adopt
 from umbel.consumers.inspection import Misfit, inspect
 from umbel.consumers.letterbox import DeadLetters, Which
 from umbel.jobs.job import Job
 from umbel.jobs.records import JobState, Records
 from umbel.jobs.saga_records import SagaRecords
+from umbel.jobs.subscription import Subscription
 from umbel.jobs.wire import DELIVERIES, ON_FAILURE, RETURNS, SAGA, Envelope
 from umbel.routing.valkey import RAW_HEADER, Leased, Outlet
 
@@ -68,6 +70,7 @@ class ReplayApp(Protocol):
     conf: Any
     tasks: Any
     jobs: dict[str, Job[Any, Any, Any]]
+    subscriptions: dict[str, Subscription]
 
     @property
     def records(self) -> Records: ...
@@ -161,7 +164,7 @@ class DeadLetterOffice(DeadLetters):
         """One; without a pace, only the checks."""
         self._known(queue)
         if not raw:
-            self._check(letter)
+            self._check(letter, queue)
         self._begin_anew(letter, dry_run=True)
         if pace is None:
             return
@@ -184,7 +187,7 @@ class DeadLetterOffice(DeadLetters):
                 f"no queue {queue!r} in this app; there are: {', '.join(sorted(known))}"
             )
 
-    def _check(self, letter: DeadLetter) -> None:
+    def _check(self, letter: DeadLetter, queue: str) -> None:
         """What a worker would look at, with today's code."""
         accept = prepare_accept_content(self._app.conf.accept_content)
         message = Message(
@@ -193,8 +196,11 @@ class DeadLetterOffice(DeadLetters):
             content_type=letter.content_type or _UNKNOWN_TYPE,
             content_encoding=letter.content_encoding or "binary",
             accept=accept,
+            delivery_info={"routing_key": queue},
+            properties=letter.properties,
         )
         try:
+            adopt(message, self._app)
             inspect(message, self._app.tasks)
         except Misfit as misfit:
             as_they_came = "; --raw sends its bytes as they came"
@@ -202,9 +208,9 @@ class DeadLetterOffice(DeadLetters):
             raise _Stays(f"{misfit.error}{hint}") from misfit
         if expires := letter.headers.get("expires"):
             _refuse_expired(expires)
-        if job := self._app.jobs.get(letter.headers["task"]):
+        if job := self._app.jobs.get(message.headers["task"]):
             args, kwargs, _ = message.payload
-            _fits(job, Envelope.read(letter.headers), args, kwargs)
+            _fits(job, Envelope.read(message.headers), args, kwargs)
 
     def _tracked(self, letter: DeadLetter) -> bool:
         """Whether there is, or was, a record."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from types import MappingProxyType
 from typing import Any
 
@@ -50,10 +51,15 @@ class Message(pyamqp.Message):
             queue = channel.queues.get(self.delivery_info["consumer_tag"])
             self.delivery_info.update(exchange="", routing_key=queue)
         self.came_back = bool(self.headers.get(_COUNT_HEADER))
-        self.run = channel.runs.key(self.headers) if channel.runs else ""
+        self.run = channel.runs.key(self.headers, self._own_id) if channel.runs else ""
         if self.run and self.came_back and (lost := channel.runs.lost(self.run)):
             before = self.headers.get(DELIVERIES_HEADER)
             self.headers[DELIVERIES_HEADER] = lost + (before if type(before) is int else 0)
+
+    def _own_id(self) -> str:
+        """Of a document that is no task: two that say the same of themselves are one."""
+        body = self.body if isinstance(self.body, bytes) else str(self.body).encode()
+        return str(self.properties.get("message_id") or sha256(body).hexdigest())
 
     def begun(self) -> None:
         """Its job begins: from here on it counts as a run. Safe in threads; never waits."""

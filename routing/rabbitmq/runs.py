@@ -11,7 +11,7 @@ import atexit
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -53,10 +53,15 @@ class Runs:
         self._process = os.getpid()
         atexit.register(self.end)
 
-    def key(self, headers: Mapping[str, Any]) -> str:
-        """Of one copy of a message: each retry, return and run after a crash is another."""
+    def key(self, headers: Mapping[str, Any], own_id: Callable[[], str] = str) -> str:
+        """Of one copy of a message: each retry, return and run after a crash is another.
+
+        Args:
+            headers: its own.
+            own_id: names one that has no id among them.
+        """
         parts = [headers.get(name) or 0 for name in ("retries", DELIVERIES_HEADER, "umbel-returns")]
-        copy = ".".join(str(part) for part in (headers.get("id"), *parts))
+        copy = ".".join(str(part) for part in (headers.get("id") or own_id(), *parts))
         return f"{self._namespace}:begun:{copy}"
 
     def lost(self, key: str) -> int:

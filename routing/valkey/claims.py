@@ -154,8 +154,9 @@ class Claims:
         if not elements:
             return None
         [queue] = [queue for (_, queue), count in zip(lists, counts, strict=True) if count]
-        message = read_element(elements[0], queue)
-        message["properties"][CLAIM_PROPERTY] = f"{self._id}:{int(first)}.{self._number}"
+        claim = f"{self._id}:{int(first)}.{self._number}"
+        message = read_element(elements[0], queue, claim)
+        message["properties"][CLAIM_PROPERTY] = claim
         return message
 
     # The event loop's side.
@@ -337,7 +338,7 @@ class Claims:
                 if not self._ahead:  # another thread has given them back
                     return
                 claim, queue, element = self._ahead.popleft()
-            message = read_element(element, queue)
+            message = read_element(element, queue, claim)
             if (wait_s := seconds_until((message["headers"] or {}).get("eta"))) > 0:
                 self._park(claim, message, wait_s)
             else:

@@ -19,21 +19,30 @@ DELIVERIES_HEADER = "umbel-deliveries"
 """Runs begun that ended without an outcome, since the last retry."""
 
 
-def read_element(element: bytes, queue: str) -> dict[str, Any]:
-    """A list's element as a Kombu message; what is none becomes the body of a raw one."""
-    return _kombu_message(element) or _raw_delivery(element, queue)
+def read_element(element: bytes, queue: str, tag: str | None = None) -> dict[str, Any]:
+    """A list's element as a Kombu message; what is none becomes the body of a raw one.
+
+    Args:
+        element: as it was taken.
+        queue: where.
+        tag: names the delivery; that of a raw one.
+    """
+    return _kombu_message(element) or _raw_delivery(element, queue, tag or str(uuid4()))
 
 
-def come_back(element: bytes, runs: int) -> bytes:
+def come_back(element: bytes, runs: int, queue: str, tag: str) -> bytes:
     """The element of a message whose worker is gone.
 
     Args:
-        element: as it was taken; what is no Kombu message was never run and stays as it is.
+        element: as it was taken; what is no Kombu message becomes one when its runs are counted.
         runs: that began and ended without an outcome: 1 or 0.
+        queue: where it was taken.
+        tag: names that delivery, and from now on a message that had no tag of its own.
     """
     message = _kombu_message(element)
-    if message is None:
+    if message is None and not runs:
         return element
+    message = message or _raw_delivery(element, queue, tag)
     if runs:
         headers = message["headers"] = dict(message.get("headers") or {})
         known = headers.get(DELIVERIES_HEADER)
@@ -60,7 +69,7 @@ def _kombu_message(element: bytes) -> dict[str, Any] | None:
     return message if _is_kombu_message(message) else None
 
 
-def _raw_delivery(element: bytes, queue: str) -> dict[str, Any]:
+def _raw_delivery(element: bytes, queue: str, tag: str) -> dict[str, Any]:
     """A Kombu message around bytes that came without one."""
     return {
         "body": base64.b64encode(element).decode(),
@@ -70,7 +79,7 @@ def _raw_delivery(element: bytes, queue: str) -> dict[str, Any]:
         "properties": {
             "body_encoding": "base64",
             "delivery_mode": 2,
-            "delivery_tag": str(uuid4()),
+            "delivery_tag": tag,
             "delivery_info": {"exchange": "", "routing_key": queue},
         },
     }

@@ -41,6 +41,9 @@ BEATS = 5
 LOOK_S = 0.1
 """Time after which the lease's thread looks at what a busy event loop does not come to."""
 
+_PRIORITY = "\x06\x16"
+"""Kombu's separator of a queue's name and a priority, in the key of a ready list."""
+
 MOST_DUE = 500
 """Most delayed messages that go back to their queues in one step."""
 
@@ -277,13 +280,16 @@ class Lease:
         ended = self._drop_own(consumer)
         claims = self._client.hgetall(self.claims_key(consumer))
         begun = self._client.smembers(self.begun_key(consumer))
-        back = [
-            (name.decode(), come_back(element, runs=int(name in begun)))
-            for name, claim in claims.items()
-            for key, element in [split_claim(claim)]
-            if key not in ended
-        ]
-        if passed := claims.keys() - {name.encode() for name, _ in back}:
+        back, passed = [], []
+        for name, claim in claims.items():
+            key, element = split_claim(claim)
+            if key in ended:
+                passed.append(name)
+                continue
+            queue = key.removeprefix(self._prefix).partition(_PRIORITY)[0]
+            tag = f"{consumer}:{name.decode()}"
+            back.append((name.decode(), come_back(element, int(name in begun), queue, tag)))
+        if passed:
             self._client.hdel(self.claims_key(consumer), *passed)
         self._client.delete(self.own_key(consumer))
         count = self._restore(consumer, back)
