@@ -6,7 +6,6 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import reduce
 from typing import Any
@@ -14,10 +13,9 @@ from typing import Any
 import click
 from celery.utils.time import rate as per_second
 
-from umbel.app import Umbel
-from umbel.config.errors import UmbelError
+from umbel.cli.common import app_of, errors_shown
 from umbel.consumers.deadletters import DeadLetter, Kind, Reason
-from umbel.consumers.replay import DeadLetterOffice, Replayed
+from umbel.consumers.replay import Replayed
 
 _SPAN = re.compile(r"(\d+)\s*([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -104,8 +102,8 @@ def list_(
     context: click.Context, /, ids: tuple[str, ...], limit: int, format_: str, **which: Any
 ) -> None:
     """List them, the newest first."""
-    with _errors():
-        office = _office(context)
+    with errors_shown():
+        office = app_of(context).dead_letters
         letters = list(office.find(*ids, limit=limit, **which))
         if format_ == "json":
             for letter in letters:
@@ -127,8 +125,8 @@ def list_(
 @click.pass_context
 def show(context: click.Context, letter_id: str, raw: bool) -> None:
     """Show one, by its id or its job's id."""
-    with _errors():
-        letter = _office(context).get(letter_id)
+    with errors_shown():
+        letter = app_of(context).dead_letters.get(letter_id)
     if raw:
         sys.stdout.buffer.write(letter.body)
         return
@@ -180,9 +178,9 @@ def replay(
         else:
             click.echo(f"{click.style(went.ljust(5), fg='green')}  {what} -> {result.queue}")
 
-    with _errors():
+    with errors_shown():
         try:
-            _office(context).replay(
+            app_of(context).dead_letters.replay(
                 *ids, to=to, raw=raw, dry_run=dry_run, rate=rate, tell=tell, **which
             )
         finally:
@@ -203,8 +201,8 @@ def discard(
 ) -> None:
     """Drop letters for good; asks before it drops more than one."""
     _refuse_none_chosen(ids, all_, which)
-    with _errors():
-        office = _office(context)
+    with errors_shown():
+        office = app_of(context).dead_letters
         count, last = 0, None
         for letter in office.find(*ids, oldest_first=True, **which):
             count, last = count + 1, letter.died_at
@@ -221,21 +219,6 @@ def discard(
 def _refuse_none_chosen(ids: tuple[str, ...], all_: bool, which: dict[str, Any]) -> None:
     if not (ids or all_ or any(value is not None for value in which.values())):
         raise click.UsageError("which? Give ids, or filters such as --job, or else --all.")
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    try:
-        yield
-    except UmbelError as error:
-        raise click.ClickException(str(error)) from error
-
-
-def _office(context: click.Context) -> DeadLetterOffice:
-    app = context.obj.app
-    if not isinstance(app, Umbel):
-        raise click.ClickException(f"{app} is no Umbel app; expected app = Umbel(…)")
-    return app.dead_letters
 
 
 def _table(letters: list[DeadLetter]) -> Iterator[str]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from umbel.app import Umbel
-from umbel.config.errors import UmbelError, UnknownJob
+from umbel.cli.common import app_of, errors_shown
+from umbel.config.errors import UnknownJob
 from umbel.jobs.saga_handle import SagaHandle
 from umbel.jobs.saga_state import SagaRecord, SagaState
 
@@ -32,10 +30,10 @@ def sagas() -> None:
 @click.pass_context
 def list_(context: click.Context, state: str | None, name: str | None, json: bool) -> None:
     """List them, the one that moved last first."""
-    with _errors():
+    with errors_shown():
         found = [
             record
-            for record in _app(context).saga_records.find(name or "*")
+            for record in app_of(context).saga_records.find(name or "*")
             if state in {None, record.state}
         ]
     for record in sorted(found, key=lambda record: record.updated_at, reverse=True):
@@ -50,7 +48,7 @@ def list_(context: click.Context, state: str | None, name: str | None, json: boo
 @click.pass_context
 def show(context: click.Context, key: str, json: bool) -> None:
     """Show one with its steps."""
-    with _errors():
+    with errors_shown():
         record = _handle(context, key).record()
     if json:
         click.echo(record.model_dump_json(exclude=_SECRET))
@@ -68,7 +66,7 @@ def show(context: click.Context, key: str, json: bool) -> None:
 @click.pass_context
 def resume(context: click.Context, key: str) -> None:
     """Send the compensation once more at which a saga is stuck."""
-    with _errors():
+    with errors_shown():
         click.echo(_handle(context, key).resume().value)
 
 
@@ -77,7 +75,7 @@ def resume(context: click.Context, key: str) -> None:
 @click.pass_context
 def cancel(context: click.Context, key: str) -> None:
     """Undo a saga that runs, once its step has ended."""
-    with _errors():
+    with errors_shown():
         click.echo(_handle(context, key).cancel().value)
 
 
@@ -88,23 +86,8 @@ def _line(record: SagaRecord) -> str:
 
 def _handle(context: click.Context, key: str) -> SagaHandle[Any]:
     name, _, saga_id = key.partition("/")
-    known = _app(context).sagas
+    known = app_of(context).sagas
     if name not in known:
         there = ", ".join(sorted(known)) or "none"
         raise UnknownJob(f"no saga {name!r} in this app (expected NAME/ID); there are: {there}")
     return known[name].handle(saga_id)
-
-
-def _app(context: click.Context) -> Umbel:
-    app = context.obj.app
-    if not isinstance(app, Umbel):
-        raise click.ClickException(f"{app} is no Umbel app; expected app = Umbel(…)")
-    return app
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    try:
-        yield
-    except UmbelError as error:
-        raise click.ClickException(str(error)) from error
