@@ -35,7 +35,8 @@ from umbel.consumers.webhook_log import WebhookLog
 from umbel.jobs.backend import recording
 from umbel.jobs.blobs import BlobStore
 from umbel.jobs.callbacks import is_callback
-from umbel.jobs.context import JobContext
+from umbel.jobs.canvas import check_followups
+from umbel.jobs.context import JobContext, current
 from umbel.jobs.contracts import Event, Message, names_of
 from umbel.jobs.handle import JobHandle, Receipt
 from umbel.jobs.job import Job, declare
@@ -617,6 +618,8 @@ class Umbel(Celery):
 
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Celery's one way out, for `delay`, chains, beat and names: ours are checked here."""
+        if self.current_worker_task is None or current.get():  # not Celery, after a task
+            check_followups(self.jobs, name, options)
         if job := self.jobs.get(name):
             try:
                 args, options = self.sender.outgoing(job, args, kwargs, options)

@@ -195,6 +195,16 @@ def test_every_way_of_sending_is_checked_and_queues_nothing(app, add, broker):
     assert broker.waiting("sums") == []
 
 
+def test_callers_let_unknown_fields_of_results_through(app):
+    """A newer worker may have added one."""
+
+    @app.job(name="test.result-message")
+    def job(message: Add) -> list[Add]:
+        return [message]
+
+    assert job.decode_result([{"a": 1, "b": 2, "new": True}]) == [Add(a=1, b=2)]
+
+
 def test_beat_is_checked_too(app, add, valkey):
     """An entry may hold a message or a mapping; a misfit is not queued."""
     app.conf.beat_schedule = {
