@@ -10,18 +10,16 @@ from time import monotonic, sleep
 from typing import Any, Protocol, Unpack
 
 from celery.app.amqp import task_message
-from kombu import Message
 from kombu.serialization import prepare_accept_content
 from pydantic import TypeAdapter
 
-from umbel.config.errors import ContractError, MessageRefused, UnknownQueue
+from umbel.config.errors import MessageRefused, UnknownQueue
 from umbel.config.settings import Settings
 from umbel.config.store import Store
 from umbel.consumers.deadletters import DeadLetter, Reason
-from umbel.consumers.delivery import received
-from umbel.consumers.foreign import adopt
-from umbel.consumers.inspection import Misfit, inspect
+from umbel.consumers.inspection import Misfit
 from umbel.consumers.letterbox import DeadLetters, Which
+from umbel.consumers.rehearsal import UNKNOWN_TYPE, message_of, rehearse
 from umbel.jobs.job import Job
 from umbel.jobs.records import JobState, Records
 from umbel.jobs.saga_records import SagaRecords
@@ -42,8 +40,6 @@ _PROPERTIES = {
 }
 
 _TIME = TypeAdapter(datetime)
-_UNKNOWN_TYPE = "application/data"
-"""What Kombu takes a message for that says nothing."""
 
 
 @dataclass(frozen=True)
@@ -190,27 +186,14 @@ class DeadLetterOffice(DeadLetters):
     def _check(self, letter: DeadLetter, queue: str) -> None:
         """What a worker would look at, with today's code."""
         accept = prepare_accept_content(self._app.conf.accept_content)
-        message = Message(
-            body=letter.body,
-            headers=dict(letter.headers),
-            content_type=letter.content_type or _UNKNOWN_TYPE,
-            content_encoding=letter.content_encoding or "binary",
-            accept=accept,
-            delivery_info={"routing_key": queue},
-            properties=letter.properties,
-        )
         try:
-            adopt(message, self._app)
-            inspect(message, self._app.tasks)
+            rehearse(self._app, message_of(letter, accept, queue))
         except Misfit as misfit:
             as_they_came = "; --raw sends its bytes as they came"
             hint = as_they_came if misfit.reason is Reason.MALFORMED else ""
             raise _Stays(f"{misfit.error}{hint}") from misfit
         if expires := letter.headers.get("expires"):
             _refuse_expired(expires)
-        if job := self._app.jobs.get(message.headers["task"]):
-            args, kwargs, _ = message.payload
-            _fits(job, Envelope.read(message.headers), args, kwargs)
 
     def _tracked(self, letter: DeadLetter) -> bool:
         """Whether there is, or was, a record."""
@@ -289,7 +272,7 @@ def _message(letter: DeadLetter, raw: bool) -> Any:
         if isinstance(value := letter.properties.get(name), kind)
     }
     content = {
-        "content_type": letter.content_type or _UNKNOWN_TYPE,
+        "content_type": letter.content_type or UNKNOWN_TYPE,
         "content_encoding": letter.content_encoding or "binary",
     }
     again = {} if raw else {"retries": 0}
@@ -301,14 +284,3 @@ def _refuse_expired(expires: Any) -> None:
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
     if at <= datetime.now(UTC):
         raise _Stays(f"it expired at {at:%Y-%m-%d %H:%M:%S} UTC, its sender's wish: discard it")
-
-
-def _fits(job: Job[Any, Any, Any], envelope: Envelope, args: Any, kwargs: Any) -> None:
-    try:
-        contract = job.contract_for(envelope.contract)
-        if (envelope.version or 0) > contract.contract_version:
-            known = f"{contract.contract_version} of {contract.contract_name}"
-            raise _Stays(f"it is of version {envelope.version}, this code knows {known}")
-        received(contract, args, kwargs, envelope)
-    except ContractError as error:
-        raise _Stays(str(error)) from error

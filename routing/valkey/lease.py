@@ -25,7 +25,7 @@ from uuid import uuid4
 import redis
 
 from umbel.routing.valkey.elements import come_back
-from umbel.routing.valkey.scripts import BEAT, RESTORE, SETTLE, UNPARK, split_claim
+from umbel.routing.valkey.scripts import BEAT, DELAYED, RESTORE, SETTLE, UNPARK, split_claim
 
 logger = logging.getLogger("umbel.delivery")
 
@@ -146,7 +146,7 @@ class Lease:
     @property
     def delayed_key(self) -> str:
         """The sorted set of what waits for its time."""
-        return f"{self._prefix}_umbel.delayed"
+        return f"{self._prefix}{DELAYED}"
 
     @property
     def consumers_key(self) -> str:

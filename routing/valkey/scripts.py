@@ -21,6 +21,9 @@ What they keep, each key behind the transport's ``global_keyprefix``:
 
 from __future__ import annotations
 
+DELAYED = "_umbel.delayed"
+"""The key of what waits for its time, without the prefix."""
+
 # Put an element into each of some ready lists. KEYS: the lists. ARGV: the elements.
 PUT = "for i, key in ipairs(KEYS) do redis.call('LPUSH', key, ARGV[i]) end"
 
