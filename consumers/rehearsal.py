@@ -11,6 +11,7 @@ from umbel.consumers.deadletters import DeadLetter, Reason
 from umbel.consumers.delivery import received
 from umbel.consumers.foreign import AdoptingApp, adopt
 from umbel.consumers.inspection import Misfit, inspect
+from umbel.consumers.subscriptions import address
 from umbel.jobs.job import Job
 from umbel.jobs.wire import Envelope
 
@@ -29,12 +30,14 @@ def rehearse(app: RehearsalApp, message: Any) -> None:
 
     Args:
         app: with today's code.
-        message: Kombu's, with its queue as the routing key of its `delivery_info`, and with the serializers that are accepted.
+        message: Kombu's, with the serializers that are accepted, and with its queue as the routing
+            key of its `delivery_info`.
 
     Raises:
         Misfit: it would not; says why.
     """
     adopt(message, app)
+    address(message, app.subscriptions)
     inspect(message, app.tasks)
     if job := app.jobs.get(message.headers["task"]):
         args, kwargs, _ = message.payload

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 from kombu.serialization import prepare_accept_content
 
 from umbel.config.store import Store
+from umbel.consumers.deadletters import Reason, describe
 from umbel.consumers.inspection import Misfit
 from umbel.consumers.letterbox import DeadLetters
 from umbel.consumers.rehearsal import RehearsalApp, message_of, rehearse
-from umbel.consumers.subscriptions import address
 from umbel.jobs.wire import Envelope
 from umbel.routing.rabbitmq import peek as rabbitmq
 from umbel.routing.valkey import Leased
@@ -93,11 +93,11 @@ def look(app: WaitingApp, most: int) -> Look:
     accept = prepare_accept_content(app.conf.accept_content)
     for place, message in _messages(app, most, found.notes, accept):
         message.accept = accept
-        address(message, app.subscriptions)
+        problem = _problem(app, message)
         key = (place, *_contract(message))
         sample = samples.setdefault(key, Sample(*key))
         sample.looked_at += 1
-        if problem := _problem(app, message):
+        if problem:
             sample.failing += 1
             if problem not in sample.reasons and len(sample.reasons) < MOST_REASONS:
                 sample.reasons.append(problem)
@@ -110,6 +110,8 @@ def _problem(app: WaitingApp, message: Any) -> str:
         rehearse(app, message)
     except Misfit as misfit:
         return f"{misfit.reason.value}: {misfit.error}"
+    except Exception as error:  # whatever a stranger put there, it would be quarantined
+        return f"{Reason.MALFORMED.value}: {describe(error)}"
     return ""
 
 

@@ -10,10 +10,9 @@ A message lives longer than the code that sent it, and workers of two releases r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from umbel.jobs.compatibility import Misfit, Schema, misfits
 from umbel.jobs.contracts import Message, names_of
@@ -117,7 +116,9 @@ def _readers(app: ContractsApp, contracts: Sequence[Contract]) -> dict[str, type
     return callbacks | readers
 
 
-def _of_contract(name: str, locked: Locked, readers: dict[str, Any]) -> Iterator[Break]:
+def _of_contract(
+    name: str, locked: Locked, readers: Mapping[str, type[Message]]
+) -> Iterator[Break]:
     reader = readers.get(name)
     if reader is None:
         versions = ", ".join(map(str, sorted(locked.versions)))

@@ -147,7 +147,8 @@ def unmatched_patterns(app: ContractsApp) -> list[tuple[str, str]]:
 def json_schema(contract: Contract) -> Schema:
     """A document of its own, with an ``$id``."""
     schema = contract.schema(written=contract.kind is Kind.RESULT)
-    return {"$schema": DIALECT, "$id": f"urn:umbel:{contract.key}", **schema}
+    which = contract.version if contract.kind in {Kind.MESSAGE, Kind.EVENT} else contract.kind.value
+    return {"$schema": DIALECT, "$id": f"urn:umbel:{contract.name}:{which}", **schema}
 
 
 def bundle(contracts: Iterable[Contract]) -> Schema:
