@@ -73,7 +73,7 @@ class Relay:
                 until.wait(pause_s)
 
     def drain(self) -> int | None:
-        """Send what waits now. Returns how many rows; None if another relay does it.
+        """Send what waits now. Returns how many the broker took; None if another relay does it.
 
         Raises:
             BrokerUnavailable: no answer in time; what is left stays, in its order.
@@ -82,45 +82,46 @@ class Relay:
         with self._database.led() as connection:
             if connection is None:
                 return None
-            return sum(iter(lambda: self._send(connection), 0))
+            return sum(iter(lambda: self._send(connection), None))
 
     def _lead(self, connection: Connection, until: Event) -> None:
         """While the connection lasts; an outage ends it."""
         logger.info("this relay leads", extra={"action": "relay_leads"})
         while not until.is_set():
-            if self._send(connection) < self._batch:
+            if (self._send(connection) or 0) < self._batch:
                 until.wait(POLL_S)
             self._pauses = _pauses()
 
-    def _send(self, connection: Connection) -> int:
-        """A batch. Returns how many rows it had."""
+    def _send(self, connection: Connection) -> int | None:
+        """A batch. Returns how many the broker took; None where nothing waited."""
         rows = self._database.read(connection, self._batch)
         if not rows:
-            return 0
-        if not self._forwarded(connection, rows):
-            for row in self._database.read(connection, self._batch):
-                self._one(connection, row)
-        return len(rows)
+            return None
+        sent = self._forward(connection, rows)
+        if sent < len(rows):
+            rest = self._database.read(connection, self._batch)
+            sent += sum(self._forward_one(connection, row) for row in rest)
+        return sent
 
-    def _forwarded(self, connection: Connection, rows: Sequence[Any]) -> bool:
-        """Whether the broker took all; what it took is removed, whatever came then."""
+    def _forward(self, connection: Connection, rows: Sequence[Any]) -> int:
+        """Up to a refusal. What the broker took is removed, whatever came then."""
         sent = 0
         try:
             for more in self._sender.forward([letter_of(row) for row in rows]):
                 sent += more
         except _REFUSED as error:
             _raise_if_full(error)
-            return False
         finally:
             if sent:
                 self._sent(connection, rows[:sent])
-        return True
+        return sent
 
-    def _one(self, connection: Connection, row: Any) -> None:
+    def _forward_one(self, connection: Connection, row: Any) -> bool:
         """One of several, of which one is not taken: it must not be in the others' way."""
         try:
             sum(self._sender.forward([letter_of(row)]))
             self._sent(connection, [row])
+            return True
         except _REFUSED as error:
             _raise_if_full(error)
             self._database.set_aside(connection, row.position, str(error))
@@ -129,6 +130,7 @@ class Relay:
                 *(row.name, row.id, error),
                 extra={"action": "relay_refused", "job_id": row.id, "position": row.position},
             )
+            return False
 
     def _sent(self, connection: Connection, rows: Sequence[Any]) -> None:
         self._database.remove(connection, [row.position for row in rows])
