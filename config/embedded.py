@@ -36,7 +36,7 @@ import redis.asyncio
 
 from umbel.config.errors import EmbeddedError
 from umbel.config.locks import eventually, is_at, lock, locked, open_lock, try_lock
-from umbel.config.settings import project_directory
+from umbel.config.sources import project_directory
 
 if sys.platform != "win32":  # there this module can be imported, and `Embedded.at` refuses
     import fcntl

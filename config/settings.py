@@ -1,12 +1,14 @@
-"""The one settings object: from `UMBEL_*` variables, then from code, then the defaults here."""
+"""The one settings object: `UMBEL_*` variables, then files, then code, then the defaults here."""
 
 from __future__ import annotations
 
 import re
 from base64 import b64decode
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     ByteSize,
@@ -21,14 +23,18 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+from pydantic_settings.exceptions import SettingsError as NotJSON
 
 from umbel.config.errors import SettingsError
+from umbel.config.sections import JobSection, QueueSection, SubscriberSection
+from umbel.config.sources import ENV_PREFIX, Source, file_source, files
 
-ENV_PREFIX = "UMBEL_"
+_BARE = re.compile(r"[\w-]+")
 _PASSWORD = re.compile(r"://[^/\s]*@")  # and who has it
 BROKER_SCHEMES = (
     "embedded",
@@ -45,9 +51,10 @@ STORE_SCHEMES = ("embedded", "redis", "rediss", "redis+socket", "sentinel", "val
 
 
 class Settings(BaseSettings):
-    """What can be set, each as ``UMBEL_<NAME>`` in the environment or as an argument of the app.
+    """What can be set: as ``UMBEL_<NAME>`` in the environment, in a file, as an argument of the app.
 
-    The environment wins over code, so that one program runs unchanged in every place.
+    The environment wins over ``umbel.toml``, this over ``[tool.umbel]`` of ``pyproject.toml`` and
+    both over code, so that one program runs unchanged in every place.
     """
 
     model_config = SettingsConfigDict(
@@ -134,6 +141,26 @@ class Settings(BaseSettings):
         NoDecode,
         Field(description="pauses before further attempts; then the dead letters"),
     ] = (5, 30, 120, 600, 1800, 3600, 7200, 14400, 21600, 28800)
+    outbox_url: Annotated[
+        str | None,
+        Field(pattern="://", description="the outbox's database, a URL of SQLAlchemy"),
+    ] = None
+    outbox_table: Annotated[str, Field(pattern=r"^\w+(\.\w+)?$", description="its table")] = (
+        "umbel_outbox"
+    )
+    on_unavailable: Annotated[
+        Literal["raise", "outbox"],
+        Field(description="what a send does while the broker is away"),
+    ] = "raise"
+    queues: Annotated[
+        dict[str, QueueSection], Field(description="over what the code says of its queues")
+    ] = {}
+    jobs: Annotated[
+        dict[str, JobSection], Field(description="over what the code says of its jobs")
+    ] = {}
+    subscribers: Annotated[
+        dict[str, SubscriberSection], Field(description="likewise of its subscribers")
+    ] = {}
 
     @field_validator("webhook_secrets", "webhook_allow", "webhook_delays_s", mode="before")
     @classmethod
@@ -155,18 +182,6 @@ class Settings(BaseSettings):
             if "/" in one:
                 ip_network(one)
         return allowed
-
-    outbox_url: Annotated[
-        str | None,
-        Field(pattern="://", description="the outbox's database, a URL of SQLAlchemy"),
-    ] = None
-    outbox_table: Annotated[str, Field(pattern=r"^\w+(\.\w+)?$", description="its table")] = (
-        "umbel_outbox"
-    )
-    on_unavailable: Annotated[
-        Literal["raise", "outbox"],
-        Field(description="what a send does while the broker is away"),
-    ] = "raise"
 
     @field_validator("on_unavailable")
     @classmethod
@@ -194,11 +209,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, init_settings
+        read = (file_source(settings_cls, path) for path in files())
+        return env_settings, *read, init_settings
 
     @classmethod
     def load(cls, **code: Any) -> Self:
-        """Read the environment over what the code says.
+        """Read the environment and the files over what the code says.
 
         Args:
             code: values by the names above; None counts as not given.
@@ -209,8 +225,16 @@ class Settings(BaseSettings):
         given = {name: value for name, value in code.items() if value is not None}
         try:
             return cls(**given)
+        except NotJSON as error:
+            raise SettingsError(f"{error}: {error.__cause__}") from error
         except ValidationError as error:
-            raise SettingsError(_explain(error, given)) from error
+            raise SettingsError(_explain(error, [*cls.sources(), Source("code", given)])) from error
+
+    @classmethod
+    def sources(cls) -> list[Source]:
+        """The environment and the files, as they are now; who comes first wins."""
+        read = [Source(str(path), file_source(cls, path)()) for path in files()]
+        return [Source("environment", EnvSettingsSource(cls)()), *read]
 
 
 def _is_secret(text: str) -> bool:
@@ -228,17 +252,22 @@ def _known_scheme(url: str, allowed: tuple[str, ...]) -> str:
     return url
 
 
-def _explain(error: ValidationError, code: dict[str, Any]) -> str:
+def _explain(error: ValidationError, sources: Sequence[Source]) -> str:
     lines = []
     for problem in error.errors(include_url=False):
-        name = str(problem["loc"][0]).removeprefix(ENV_PREFIX).removeprefix(ENV_PREFIX.lower())
-        message = problem["msg"].removeprefix("Value error, ")
+        path = problem["loc"]
+        name = _dotted(path)
+        source = next((one for one in sources if one.has(path)), sources[-1]).named(path)
         if problem["type"] == "extra_forbidden":
-            known = ", ".join(sorted(Settings.model_fields))
-            lines.append(f"{name}: there is no such setting; there are: {known}")
+            known = sorted(_keys(path[:-1]))
+            near = get_close_matches(str(path[-1]), known, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            lines.append(
+                f"{name} from the {source}: there is no such setting{hint}; "
+                f"there are: {', '.join(known)}"
+            )
             continue
-        in_code = name in code and code[name] == problem["input"]
-        source = f"code ({name}=)" if in_code else f"environment ({ENV_PREFIX}{name.upper()})"
+        message = problem["msg"].removeprefix("Value error, ")
         shown = _PASSWORD.sub("://***@", repr(problem["input"]))
         if "secret" in name.lower():
             shown = "***"
@@ -246,10 +275,16 @@ def _explain(error: ValidationError, code: dict[str, Any]) -> str:
     return "wrong settings:\n  " + "\n  ".join(lines)
 
 
-def project_directory(start: Path | None = None) -> Path:
-    """The nearest directory upwards with a pyproject.toml or an umbel.toml, else `start`."""
-    here = (start or Path.cwd()).resolve()
-    for directory in (here, *here.parents):
-        if (directory / "pyproject.toml").is_file() or (directory / "umbel.toml").is_file():
-            return directory
-    return here
+def _dotted(path: Sequence[str | int]) -> str:
+    """As TOML has it."""
+    return ".".join(str(step) if _BARE.fullmatch(str(step)) else f'"{step}"' for step in path)
+
+
+def _keys(path: Sequence[str | int]) -> Mapping[str, Any]:
+    """What may be in a table: of the settings, of a section under some name, or deeper."""
+    model: Any = Settings
+    for step in (*path[:1], *path[2:]):
+        annotation = model.model_fields[str(step)].annotation
+        model = next(iter(get_args(annotation)[1:]), annotation)
+    fields: Mapping[str, Any] = model.model_fields
+    return fields

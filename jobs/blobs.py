@@ -24,7 +24,8 @@ from celery import current_app
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
 from umbel.config.errors import BlobError, SettingsError
-from umbel.config.settings import Settings, project_directory
+from umbel.config.settings import Settings
+from umbel.config.sources import project_directory
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

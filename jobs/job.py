@@ -21,6 +21,7 @@ from umbel.jobs.context import JobContext
 from umbel.jobs.contracts import Message, contract_of, in_clear, mentions_secrets, names_of
 from umbel.jobs.handle import JobHandle, Receipt
 from umbel.jobs.keys import Key, checked_key, key_of
+from umbel.jobs.plan import Plan
 from umbel.jobs.records import Records
 from umbel.jobs.retry import Retry
 from umbel.jobs.wire import CONTRACT, CORRELATION_ID, Sealed, shown
@@ -59,6 +60,9 @@ class JobApp(Protocol):
     def deliver(self, job: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One delivery, from payload to settlement."""
 
+    def planned(self, job: type[Any]) -> Plan:
+        """How a job is to be run: as it was declared, and as the settings have it."""
+
 
 class JobSender(Protocol):
     """What a job needs of the producer side, which it does not import."""
@@ -79,10 +83,7 @@ class Job(Task, Generic[M, R, C]):
     Attributes:
         name: the job's name: its contract's wire name unless another was given.
         contract: the class of its messages.
-        work_queue: where its messages wait.
-        retry_policy: when a failed run is followed by another; None for never.
-        timeout_s: longest time of a run, in seconds; None for no limit.
-        max_deliveries: runs that may end without an outcome before the dead letters.
+        declared: what code says of how it is run.
         shard_key: what decides on the shard, where the queue has shards.
         concurrency_key: of messages with the same one runs at a time.
         idempotency_key: of messages with the same one is run.
@@ -91,10 +92,8 @@ class Job(Task, Generic[M, R, C]):
     app: JobApp
     contract: type[M]
     function: Callable[..., C]
-    work_queue: WorkQueue
-    retry_policy: Retry | None = None
-    timeout_s: float | None = None
-    max_deliveries: int | None = None
+    declared: Plan
+    section = "jobs"  # of the settings
     shard_key: Key | None = None
     concurrency_key: Key | None = None
     idempotency_key: Key | None = None
@@ -136,6 +135,40 @@ class Job(Task, Generic[M, R, C]):
     def _inline(self, message: M, context: JobContext | None = None) -> C:
         arguments = (message, context or JobContext()) if self.wants_context else (message,)
         return self.function(*arguments)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """How it is run. The settings are read when this is first asked for, and not before."""
+        return self.app.planned(type(self))
+
+    @property
+    def work_queue(self) -> WorkQueue:
+        """Where its messages wait."""
+        return self.plan.queue
+
+    @property
+    def retry_policy(self) -> Retry | None:
+        """When a failed run is followed by another; None for never."""
+        return self.plan.retry
+
+    @property
+    def timeout_s(self) -> float | None:
+        """Longest time of a run, in seconds; None for no limit."""
+        return self.plan.timeout_s
+
+    @property
+    def max_deliveries(self) -> int | None:
+        """Runs that may end without an outcome before the dead letters; None for the setting's."""
+        return self.plan.max_deliveries
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Called by Celery before it reads a task's limits."""
+        plan = app.planned(cls)
+        if plan.rate_limit:
+            cls.rate_limit = plan.rate_limit
+        if plan != cls.declared:
+            cls.time_limit = plan.limit_s(cls.is_async) or cls.time_limit
 
     def contract_for(self, name: str | None) -> type[Message]:
         """The class of a message.
@@ -369,14 +402,11 @@ def declare(
         **consumed,
         **{which: checked_key(which, key, consumed["contract"]) for which, key in keys.items()},
         "function": staticmethod(function),
-        "work_queue": queue,
-        "retry_policy": retry,
-        "timeout_s": timeout_s,
-        "max_deliveries": max_deliveries or queue.max_deliveries,
+        "declared": (plan := Plan(queue, retry, timeout_s, max_deliveries)),
         "wants_context": wants_context,
         "is_async": is_async,
         "result_annotation": hints.get("return", Any),
-        "time_limit": timeout_s and _limit_s(timeout_s, is_async, queue, retry),
+        "time_limit": plan.limit_s(is_async),
         "abstract": False,
         "__doc__": function.__doc__,
         "__module__": function.__module__,
@@ -387,14 +417,6 @@ def declare(
     return cast("Job[Any, Any, Any]", job_class())
 
 
-def _limit_s(timeout_s: float, is_async: bool, queue: WorkQueue, retry: Retry | None) -> float:
-    """When prefork kills the process. An async job is cancelled in its loop before; where retries
-    keep their place, all runs of a message and their pauses are one to Celery."""
-    delays_s = [0.0] * retry.immediate + list(retry.delays_s) if retry and queue.shards else []
-    return timeout_s * (1 + len(delays_s)) + sum(delays_s) + (_GRACE_S if is_async else 0)
-
-
-_GRACE_S = 5.0
 _WANTED = "expected (message: YourMessage) or (message: YourMessage, context: JobContext)"
 
 

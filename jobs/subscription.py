@@ -21,6 +21,7 @@ class Subscription(Job[Any, Any, Any]):
     """
 
     abstract = True
+    section = "subscribers"
     events: ClassVar[tuple[type[Event], ...]] = ()
 
     def contract_for(self, name: str | None) -> type[Message]:

@@ -75,8 +75,8 @@ class AMQP(amqp.AMQP):
         """Called by Celery once, with the setting ``task_queues``."""
         app = self.app
         known = {queue.name: queue for queue in queues or ()}
-        families = {app.conf.task_default_queue: WorkQueue(app.conf.task_default_queue)}
-        families |= app.work_queues
+        default = WorkQueue(app.conf.task_default_queue).configured(app.settings)
+        families = {default.name: default} | app.work_queues
         for queue in families.values():
             for declared in self._declarations(queue):
                 known.setdefault(declared.name, declared)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 from zlib import crc32
 
 from kombu.entity import Exchange, Queue, binding
 
+from umbel.config.errors import SettingsError
 from umbel.config.settings import Settings
 from umbel.routing.topics import topics
 
@@ -78,6 +79,20 @@ class WorkQueue:
     def named(cls, queue: WorkQueue | str) -> WorkQueue:
         """A plain string is a queue with defaults."""
         return queue if isinstance(queue, WorkQueue) else cls(queue)
+
+    def configured(self, settings: Settings) -> WorkQueue:
+        """With what the settings say of it.
+
+        Raises:
+            SettingsError: that does not go together with what code says.
+        """
+        given = settings.queues.get(self.name)
+        if given is None:
+            return self
+        try:
+            return replace(self, **given.model_dump(exclude_unset=True))
+        except ValueError as error:
+            raise SettingsError(f"setting queues: {error}") from error
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -41,6 +41,7 @@ from umbel.jobs.contracts import Event, Message, names_of
 from umbel.jobs.handle import JobHandle, Receipt
 from umbel.jobs.job import Job, declare
 from umbel.jobs.keys import Key
+from umbel.jobs.plan import Plan, planned
 from umbel.jobs.records import Records
 from umbel.jobs.retry import Retry
 from umbel.jobs.saga import Saga
@@ -93,7 +94,7 @@ class Umbel(Celery):
             exchange, so that several apps share a broker.
         broker: where messages wait, by default ``embedded://``. ``UMBEL_BROKER_URL`` wins.
         options: any of `Settings` by name (``store_url=``, ``blob_url=``, ``publish_timeout_s=``
-            …; the environment wins), or of Celery's own.
+            …; the environment and files win), or of Celery's own.
 
     Nothing is read, started or connected before it is needed.
     """
@@ -102,7 +103,7 @@ class Umbel(Celery):
 
     def __init__(self, name: str, broker: str | None = None, **options: Any) -> None:
         self._given = {
-            key: options.pop(key) for key in list(options) if key in Settings.model_fields
+            key: options.pop(key) for key in list(options) if key in _SETTINGS
         }
         self._given.setdefault("broker_url", broker)
         _refuse_unknown(options)
@@ -110,7 +111,7 @@ class Umbel(Celery):
         self.subscriptions: dict[str, Subscription] = {}
         self.sagas: dict[str, Saga[Any]] = {}
         self.contracts: dict[str, type[Message]] = {}
-        self.work_queues: dict[str, WorkQueue] = {}
+        self._declared_queues: dict[str, WorkQueue] = {}
         self._instance = uuid4().hex[:12]  # children that a pool forks share it
         super().__init__(name, **options)
         self._pending.append(PromiseProxy(self._declare_webhook))
@@ -207,9 +208,11 @@ class Umbel(Celery):
         self._check_names(job)
         self.jobs.update(dict.fromkeys(job.names, job))
         if isinstance(job, Subscription):
-            self.subscriptions[job.work_queue.parts[0]] = job
-        self._add_queue(job.work_queue)
+            self.subscriptions[job.declared.queue.parts[0]] = job
+        self._add_queue(job.declared.queue)
         self._register(job)
+        if "amqp" in self.__dict__:
+            self.amqp.declared_late(job.work_queue)
         return job
 
     def subscribe(
@@ -424,8 +427,7 @@ class Umbel(Celery):
         Args:
             subscriber: its name; it need not be declared any more.
         """
-        queues = {job.name: queue for queue, job in self.subscriptions.items()}  # as on the broker
-        queue = queues.get(subscriber) or queue_of_subscriber(self.main, subscriber)
+        queue = self.queue_of(subscriber)
         with self.connection_for_write() as connection:
             dropped: int = connection.default_channel.unsubscribe(queue, topics(self.prefix).name)
         return dropped
@@ -441,6 +443,31 @@ class Umbel(Celery):
             queue: the name of a work queue with shards.
         """
         return reshard(self, self.work_queues[queue])
+
+    @property
+    def work_queues(self) -> dict[str, WorkQueue]:
+        """By their names, as they are by the settings.
+
+        A queue that all its jobs were moved away from by a setting is still among them: what waits
+        there is done.
+        """
+        declared = {
+            name: queue.configured(self.settings) for name, queue in self._declared_queues.items()
+        }
+        return declared | {job.work_queue.name: job.work_queue for job in self.jobs.values()}
+
+    def planned(self, job: type[Job[Any, Any, Any]]) -> Plan:
+        """How a job is to be run: as it was declared, and as the settings have it.
+
+        Raises:
+            SettingsError: these do not go together.
+        """
+        return planned(job, self.settings, self._declared_queues)
+
+    def queue_of(self, subscriber: str) -> str:
+        """The name of a subscriber's queue; it need not be declared any more."""
+        queues = {job.name: queue for queue, job in self.subscriptions.items()}
+        return queues.get(subscriber) or queue_of_subscriber(self.main, subscriber)
 
     def _check_names(self, job: Job[Any, Any, Any]) -> None:
         for contract in job.events if isinstance(job, Subscription) else (job.contract,):
@@ -468,12 +495,9 @@ class Umbel(Celery):
         self.contracts.update(dict.fromkeys(names, contract))
 
     def _add_queue(self, queue: WorkQueue) -> None:
-        if self.work_queues.setdefault(queue.name, queue) != queue:
-            raise ValueError(
-                f"queue {queue.name!r} is declared twice: {self.work_queues[queue.name]}, {queue}"
-            )
-        if "amqp" in self.__dict__:
-            self.amqp.declared_late(queue)
+        known = self._declared_queues.setdefault(queue.name, queue)
+        if known != queue:
+            raise ValueError(f"queue {queue.name!r} is declared twice: {known}, {queue}")
 
     def _register(self, job: Job[Any, Any, Any]) -> None:
         """As Celery's own lazy tasks: bound when the app is finalised, so nothing is read yet."""
@@ -500,7 +524,7 @@ class Umbel(Celery):
 
     @cached_property
     def settings(self) -> Settings:
-        """From the environment, then from the arguments, then the defaults."""
+        """From the environment, then from files, then from the arguments, then the defaults."""
         settings = Settings.load(**self._given)
         if settings.require_broker and settings.broker_url.startswith("embedded:"):
             raise SettingsError(
@@ -668,6 +692,9 @@ class Umbel(Celery):
         return celery_defaults(self.settings, self.prefix, server_url(effective), store)
 
 
+_SETTINGS = Settings.model_fields.keys() - {"queues", "jobs", "subscribers"}
+"""Those that an app takes as arguments; the others are said where it declares them."""
+
 _SEND_TASK = Umbel.send_task
 """Who overrides it, a test for instance, gets every message."""
 
@@ -677,6 +704,6 @@ def _refuse_unknown(options: dict[str, Any]) -> None:
     known = {*DEFAULTS, *inspect.signature(Celery.__init__).parameters}
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, [*Settings.model_fields, *known], n=1)
+            near = difflib.get_close_matches(name, [*_SETTINGS, *known], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise SettingsError(f"{name}: there is no such setting, here or of Celery's{hint}")

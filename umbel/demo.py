@@ -31,7 +31,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from umbel.config.settings import project_directory
+from umbel.config.sources import project_directory
 
 WIDTHS = [1280, 640, 320, 150]
 HOST = "127.0.0.1"

@@ -187,3 +187,5 @@ def _forget_connections(app: Umbel) -> None:
         "_fallback",
     ):
         app.__dict__.pop(name, None)
+    for job in app.jobs.values():
+        job.__dict__.pop("plan", None)

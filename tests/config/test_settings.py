@@ -32,7 +32,7 @@ def test_a_wrong_value_says_which_where_from_and_what_is_allowed(monkeypatch):
     assert "max_deliveries from the environment (UMBEL_MAX_DELIVERIES) is '0'" in text
     assert "greater than 0" in text
     assert "publish_timeout_s from the code (publish_timeout_s=) is 'soon'" in text
-    assert "colour: there is no such setting; there are: blob_url, broker_url" in text
+    assert "colour from the code (colour=): there is no such setting; there are: blob_url" in text
 
 
 def test_a_mistyped_name_is_refused():
