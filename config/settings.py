@@ -51,7 +51,7 @@ STORE_SCHEMES = ("embedded", "redis", "rediss", "redis+socket", "sentinel", "val
 
 
 class Settings(BaseSettings):
-    """What can be set: as ``UMBEL_<NAME>`` in the environment, in a file, as an argument of the app.
+    """What can be set, each as ``UMBEL_<NAME>``, as a key of a file or as an argument of the app.
 
     The environment wins over ``umbel.toml``, this over ``[tool.umbel]`` of ``pyproject.toml`` and
     both over code, so that one program runs unchanged in every place.

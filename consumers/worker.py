@@ -20,6 +20,7 @@ from umbel.consumers.drain import Drain
 from umbel.consumers.prefork import TaskPool
 from umbel.consumers.request import Held
 from umbel.consumers.webhooks import refuse_without_libraries
+from umbel.jobs.plan import strangers
 from umbel.jobs.webhooks import WEBHOOK
 from umbel.routing import json
 from umbel.routing.queues import webhook_queue
@@ -172,6 +173,7 @@ class Worker(celery_worker.Worker):
         try:
             _ = self.app.dead_letters
             super().setup_queues(include, exclude)
+            self._name_strangers()
             for queue in self.app.work_queues.values():
                 if queue.shards and queue.parts[0] in self.app.amqp.queues.consume_from:
                     self.app.shard_maps.check(queue)
@@ -195,6 +197,11 @@ class Worker(celery_worker.Worker):
                 ", ".join(sorted(others)),
                 extra={"action": "not_consumed", "queues": others},
             )
+
+    def _name_strangers(self) -> None:
+        app = self.app
+        for stranger in strangers(app.settings, app.jobs, app.amqp.queues.families):
+            logger.warning(stranger, extra={"action": "unknown_in_settings"})
 
     def _process_task(self, req: Any) -> None:
         """Called with each message; where a pool is asked only for a free process, it begins now:

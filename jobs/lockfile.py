@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
 from umbel.config.errors import ContractError
-from umbel.config.settings import project_directory
+from umbel.config.sources import project_directory
 from umbel.jobs.compatibility import Schema
 from umbel.jobs.schemas import Contract, Kind, canonical
 

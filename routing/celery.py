@@ -20,6 +20,7 @@ from umbel.routing.queues import WorkQueue, declaration, safety_net
 from umbel.routing.rabbitmq import Delays, Runs, refusals_named, within
 from umbel.routing.service import Service
 from umbel.routing.times import seconds_until
+from umbel.routing.topics import is_topics
 from umbel.routing.valkey import leases
 
 logger = logging.getLogger("umbel.delivery")
@@ -206,7 +207,7 @@ class AMQP(amqp.AMQP):
 
     def _create_task_sender(self) -> Callable[..., Any]:
         """Called by Celery once: the function through which every task message goes out."""
-        send: Callable[..., Any] = super()._create_task_sender()
+        send = _to_somebody(super()._create_task_sender())
         send = self._in_time(send) if self.net else send
 
         def send_or_keep(producer: Any, name: str, message: Any, **options: Any) -> Any:
@@ -239,6 +240,20 @@ class AMQP(amqp.AMQP):
 def _other_arguments(error: PreconditionFailed) -> str:
     advice = "delete it once it is empty, or take another name"
     return f"{error}. Its arguments cannot be changed: {advice}"
+
+
+def _to_somebody(send: Callable[..., Any]) -> Callable[..., Any]:
+    """Only an event may find nobody: whatever else no queue takes is refused, and said so."""
+
+    def send_to_somebody(
+        producer: Any, name: str, message: Any, *, exchange: Any = None, **options: Any
+    ) -> Any:
+        to = getattr(exchange, "name", exchange) or ""
+        if options.get("mandatory") is None:
+            options["mandatory"] = not is_topics(to)
+        return send(producer, name, message, exchange=exchange, **options)
+
+    return send_to_somebody
 
 
 def _is_not_about_delays(record: logging.LogRecord) -> bool:

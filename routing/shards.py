@@ -49,6 +49,11 @@ class ShardMaps:
             together.hget(self._key, queue.name)
             return int(together.execute()[1])
 
+    def known(self, queue: WorkQueue) -> int | None:
+        """The number in use; None before somebody has come."""
+        number = self._store.client.hget(self._key, queue.name)
+        return int(number) if number else None
+
     def write(self, queue: WorkQueue) -> None:
         """From now on it is this program's."""
         self._store.client.hset(self._key, queue.name, str(queue.shards))

@@ -102,9 +102,7 @@ class Umbel(Celery):
     amqp_cls = "umbel.routing.celery:AMQP"
 
     def __init__(self, name: str, broker: str | None = None, **options: Any) -> None:
-        self._given = {
-            key: options.pop(key) for key in list(options) if key in _SETTINGS
-        }
+        self._given = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
         self._given.setdefault("broker_url", broker)
         _refuse_unknown(options)
         self.jobs: dict[str, Job[Any, Any, Any]] = {}
@@ -421,13 +419,14 @@ class Umbel(Celery):
             self.shard_maps.check(found)
         return Taker(self, found)
 
-    def unsubscribe(self, subscriber: str) -> int:
+    def unsubscribe(self, subscriber: str, *, queue: str | None = None) -> int:
         """Remove a subscriber's queue from the broker. Returns how many events were dropped.
 
         Args:
             subscriber: its name; it need not be declared any more.
+            queue: the name of its queue, if it is not declared any more and had a name of its own.
         """
-        queue = self.queue_of(subscriber)
+        queue = queue or self.queue_of(subscriber)
         with self.connection_for_write() as connection:
             dropped: int = connection.default_channel.unsubscribe(queue, topics(self.prefix).name)
         return dropped
@@ -465,7 +464,11 @@ class Umbel(Celery):
         return planned(job, self.settings, self._declared_queues)
 
     def queue_of(self, subscriber: str) -> str:
-        """The name of a subscriber's queue; it need not be declared any more."""
+        """The name of a subscriber's queue, as far as this app knows.
+
+        Args:
+            subscriber: its name; it need not be declared any more.
+        """
         queues = {job.name: queue for queue, job in self.subscriptions.items()}
         return queues.get(subscriber) or queue_of_subscriber(self.main, subscriber)
 
@@ -645,14 +648,23 @@ class Umbel(Celery):
         if self.current_worker_task is None or current.get():  # not Celery, after a task
             check_followups(self.jobs, name, options)
         if job := self.jobs.get(name):
+            routed = not options.get("queue") and self._is_routed(job)
             try:
                 args, options = self.sender.outgoing(job, args, kwargs, options)
             except ContractError as error:
                 if not followups.is_set_off(self):
                     raise
                 return self.AsyncResult(followups.quarantine(self, job, args, options, error))
+            if routed:
+                del options["queue"]
             name, kwargs = job.name_for(options.get("headers") or {}), None
         return super().send_task(name, args, kwargs, **options)
+
+    def _is_routed(self, job: Job[Any, Any, Any]) -> bool:
+        """Whether Celery's `task_routes` say where a job goes; its shards they do not know."""
+        if job.work_queue.shards or not self.conf.task_routes:
+            return False
+        return bool(self.amqp.router.lookup_route(job.name, (), {}, {}))
 
     def _connection(self, url: str, *args: Any, **options: Any) -> Connection:
         """Celery's one way to a connection, for reading and for writing.

@@ -15,6 +15,7 @@ from kombu.transport import pyamqp
 
 from umbel.routing.rabbitmq.delays import way_back
 from umbel.routing.rabbitmq.runs import Runs
+from umbel.routing.refusals import Refused
 from umbel.routing.service import Service
 from umbel.routing.topics import is_topics
 from umbel.routing.valkey import DELIVERIES_HEADER
@@ -22,10 +23,6 @@ from umbel.routing.valkey import DELIVERIES_HEADER
 _DURABLE = 2
 _COUNT_HEADER = "x-delivery-count"  # how often a quorum queue has had it back, run or not
 _TOOK_TOO_LONG = "delivery acknowledgement on channel"  # and so on: consumer_timeout was over
-
-
-class Refused(OperationalError):
-    """The server was there and did not take the message; says why."""
 
 
 @contextmanager
@@ -264,7 +261,7 @@ class Channel(pyamqp.Channel):
         if durable and not self._confirm_selected:
             self.confirm_select()
         self._published += 1
-        mandatory = mandatory or (durable and not exchange)
+        mandatory = durable and (mandatory or not exchange)  # what is not durable waits for nobody
         self._basic_publish(msg, exchange, routing_key, mandatory, immediate, timeout)
         if durable:
             self._unconfirmed.add(self._published)

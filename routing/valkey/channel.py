@@ -22,6 +22,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from umbel.config.embedded import EmbeddedConnection
+from umbel.routing.refusals import Refused
 from umbel.routing.service import Service
 from umbel.routing.topics import is_topics, regex_of
 from umbel.routing.valkey.claims import MOST_AHEAD, Claims
@@ -322,6 +323,18 @@ class Claiming(kombu_redis.Channel):
             super()._put(queue, _copy(message, queue), **options)
         else:
             self.put_copies([queue], message)
+
+    def basic_publish(
+        self, message: dict[str, Any], exchange: str, routing_key: str, **options: Any
+    ) -> Any:
+        """Publish; what is ``mandatory`` must find a queue, as in AMQP (0-9-1, 1.8.3.3).
+
+        Raises:
+            Refused: no queue is bound there: Kombu would drop the message without a word.
+        """
+        if options.get("mandatory") and not self._lookup(exchange, routing_key):
+            raise Refused(f"no queue: from exchange {exchange!r} to {routing_key!r}")
+        return super().basic_publish(message, exchange, routing_key, **options)
 
     def put_copies(self, queues: Collection[str], message: dict[str, Any]) -> None:
         """One copy of a message into each of these queues, or into none.

@@ -1,0 +1,9 @@
+"""What a broker says no to."""
+
+from __future__ import annotations
+
+from kombu.exceptions import OperationalError
+
+
+class Refused(OperationalError):
+    """The server was there and did not take the message; says why."""
