@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
         name: str
         _app: Any
+        rate_limit: str | None
+        time_limit: float | None
 
         def __getattr__(self, name: str) -> Any: ...
 
