@@ -86,6 +86,17 @@ class Valkey(Server):
         super().close()
 
 
+class RedisServer(Valkey):
+    """Debian's Redis in Valkey's place."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        if not shutil.which("redis-server"):
+            pytest.skip("no Redis: apt-get install redis-server")
+        super().__init__(directory, *options)
+        self.name = "redis"
+        self.command = ["redis-server", *self.command[1:]]
+
+
 RABBITMQ = Path("/usr/lib/rabbitmq/bin")  # the wrappers in Debian's PATH want a user of their own
 MAX_MESSAGE_BYTES = 2_000_000
 
