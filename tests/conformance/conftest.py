@@ -69,6 +69,7 @@ def stage(broker_name: str, _stages: Any) -> Iterator[Stage]:
     with _stages(broker_name, f"shared-{broker_name.split()[-1]}") as stage:
         stage.start_worker(concurrency=2)
         yield stage
+        print(stage.logs())  # shown when a test fails
 
 
 @pytest.fixture
@@ -76,7 +77,9 @@ def fresh(broker_name: str, _stages: Any, request: pytest.FixtureRequest) -> Ite
     """The application on a broker of the test's own, without a worker: anything may be killed."""
     with ExitStack() as stack:
         name = f"{request.function.__name__[5:30]}-{broker_name.split()[-1]}"
-        yield stack.enter_context(_stages(broker_name, name))
+        stage = stack.enter_context(_stages(broker_name, name))
+        stack.callback(lambda: print(stage.logs()))  # shown when the test fails
+        yield stage
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -98,11 +98,11 @@ def delays(stage: Stage, number: int, longest_s: float, seed: int = 7) -> Facts:
     doubled = len(found) - number
     return {
         "messages": number,
-        "away_s": round(back - away, 1),
         "early": 0,
         "lost": 0,
         "doubled": doubled,
-        "late_s": round(max(late_s, default=0), 2),
+        "at most late by": f"{max(late_s, default=0):.2f} s",
+        "away for": f"{back - away:.1f} s",
     }
 
 

@@ -149,11 +149,14 @@ class Stage:
         with closing(Redis(unix_socket_path=str(socket))) as client:
             return int(client.info("server")["process_id"])
 
+    def logs(self) -> str:
+        """What its workers wrote."""
+        return "\n".join(worker.logs() for worker in self._workers)
+
     def close(self) -> None:
         """End its workers and connections."""
         for worker in self._workers:
             worker.close()
-            print(worker.logs())
         for module in self._modules:
             del sys.modules[module.__name__]
             close_app(module.app)
