@@ -44,10 +44,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "celery", "-A", "fire_and_forget", "worker", "-c", "1", "-l", "WARNING"],
-        cwd=Path(__file__).parent,
-    )
+    command = [sys.executable, "-m", "celery", "-A", "fire_and_forget", "worker"]
+    worker = subprocess.Popen([*command, "-c", "1", "-l", "WARNING"], cwd=Path(__file__).parent)
     try:
         main()
     finally:

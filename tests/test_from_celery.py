@@ -41,23 +41,26 @@ def old(old_env, write_app):
     return module
 
 
-def write_new(write_app, monkeypatch, valkey, step):
-    """The service after a step; it needs no variables of Celery's."""
-    monkeypatch.delenv("CELERY_BROKER_URL")
-    monkeypatch.delenv("CELERY_RESULT_BACKEND")
-    monkeypatch.setenv("UMBEL_STORE_URL", valkey.url)
-    module = write_app(NEW[step], f"step{step}")
-    assert module.app.conf.result_backend == valkey.url
-    return module
+@pytest.fixture
+def write_new(old_env, write_app, monkeypatch, valkey):
+    """Factory: the service after a step; it needs no variables of Celery's."""
+
+    def write(step):
+        for name in old_env:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("UMBEL_STORE_URL", valkey.url)
+        module = write_app(NEW[step], f"step{step}")
+        assert module.app.conf.result_backend == valkey.url
+        return module
+
+    return write
 
 
 @pytest.mark.parametrize("step", NEW)
-def test_old_and_new_work_side_by_side(  # noqa: PLR0917  fixtures
-    old, old_env, write_app, start_worker, monkeypatch, valkey, step
-):
+def test_old_and_new_work_side_by_side(old, old_env, write_new, start_worker, step):
     """Workers and producers of both: each call is answered, old calls by new workers too."""
     old_worker = start_worker(old, env=old_env)
-    new = write_new(write_app, monkeypatch, valkey, step)
+    new = write_new(step)
     start_worker(new)
     answers = {}
     for order in range(10):
@@ -73,9 +76,9 @@ def test_old_and_new_work_side_by_side(  # noqa: PLR0917  fixtures
     assert old.report.delay("today").get(timeout=20) == "report of today"
 
 
-def test_the_producer_of_step_3(old, write_app, start_worker, monkeypatch, valkey, capsys):
+def test_the_producer_of_step_3(write_new, start_worker, capsys):
     """As it stands, and what beat is told to send."""
-    new = write_new(write_app, monkeypatch, valkey, 3)
+    new = write_new(3)
     start_worker(new)
     producer = BLOCKS["a producer, step 3"].replace("import shop", "")
     exec(compile(producer, "from-celery.md", "exec"), {"shop": new})
@@ -86,10 +89,10 @@ def test_the_producer_of_step_3(old, write_app, start_worker, monkeypatch, valke
 
 
 @pytest.mark.brokers("valkey")
-def test_the_way_back(old, old_env, write_app, start_worker, monkeypatch, valkey):
+def test_the_way_back(old_env, write_app, write_new, start_worker):
     """An old worker with the shim does what new producers left; on RabbitMQ new workers do."""
     back = write_app(BACK, "back")
-    new = write_new(write_app, monkeypatch, valkey, 3)
+    new = write_new(3)
     job = new.charge_order.delay({"order": 1, "euros": 2})
     task = new.charge.delay(3, 4)
     start_worker(back, env=old_env, queues=["celery", "shop"])

@@ -10,10 +10,11 @@ from typing import Any
 
 import kombu.pools
 import pytest
-from conformance.stages import BROKERS, HERE, Stage, stage_on
-from conformance.table import Row, write
 from support.process import RUN_MARK
 from support.servers import RabbitMQ
+
+from conformance.stages import BROKERS, HERE, Stage, stage_on
+from conformance.table import Row, write
 
 _rows: list[Row] = []
 
@@ -66,7 +67,7 @@ def _stages(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
 @pytest.fixture(scope="package")
 def stage(broker_name: str, _stages: Any) -> Iterator[Stage]:
     """The application with a worker that all tests share: nothing may be killed here."""
-    with _stages(broker_name, f"shared-{broker_name.split()[-1]}") as stage:
+    with _stages(broker_name, f"shared-{broker_name.rsplit(maxsplit=1)[-1]}") as stage:
         stage.start_worker(concurrency=2)
         yield stage
         print(stage.logs())  # shown when a test fails
@@ -76,7 +77,7 @@ def stage(broker_name: str, _stages: Any) -> Iterator[Stage]:
 def fresh(broker_name: str, _stages: Any, request: pytest.FixtureRequest) -> Iterator[Stage]:
     """The application on a broker of the test's own, without a worker: anything may be killed."""
     with ExitStack() as stack:
-        name = f"{request.function.__name__[5:30]}-{broker_name.split()[-1]}"
+        name = f"{request.function.__name__[5:30]}-{broker_name.rsplit(maxsplit=1)[-1]}"
         stage = stack.enter_context(_stages(broker_name, name))
         stack.callback(lambda: print(stage.logs()))  # shown when the test fails
         yield stage

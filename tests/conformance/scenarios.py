@@ -12,8 +12,9 @@ from contextlib import suppress
 from itertools import groupby, pairwise
 from typing import Any
 
-from conformance.stages import Stage
 from support.process import eventually
+
+from conformance.stages import Stage
 
 Facts = dict[str, Any]
 
@@ -170,4 +171,3 @@ def sagas(stage: Stage, number: int, timeout_s: float = 60) -> Facts:
         expected = ["reserve", "charge"] + ["refund", "release"] * fails
         assert once == expected, (running[case].record(), effects)
     return {"sagas": number, "kills": len(workers), "half done": 0}
-

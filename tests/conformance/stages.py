@@ -53,7 +53,8 @@ class Stage:
         """A file of this directory as a module: its app has this broker from now on."""
         unique = f"{name}_{next(_numbers)}"
         spec = importlib.util.spec_from_file_location(unique, HERE / f"{name}.py")
-        assert spec and spec.loader
+        assert spec
+        assert spec.loader
         module = sys.modules[unique] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         self._modules.append(module)

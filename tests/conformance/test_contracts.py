@@ -206,6 +206,15 @@ def test_canvas(stage):
 
 
 @wire
+def test_canvas_misfit(stage):
+    """A canvas of jobs that do not fit each other is refused when it is built."""
+    from celery import chain
+
+    with pytest.raises(ContractError):
+        chain(stage.app.settled.s(stage.app.Work(case="")), stage.app.resize.s()).apply_async()
+
+
+@wire
 def test_delay_is_tracked(stage):
     """`job.delay({…})` keeps its result as `request` does."""
     result = stage.app.work.delay({"case": stage.case(), "number": 4})

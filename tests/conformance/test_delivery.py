@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from conformance.stages import EMBEDDED
 from support.process import eventually
 
+from conformance.stages import EMBEDDED
 from umbel import BrokerUnavailable, JobFailed, JobState, StoreRequired
 from umbel.consumers.deadletters import Kind, Reason
 

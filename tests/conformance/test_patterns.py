@@ -174,6 +174,15 @@ def test_delay(stage):
         assert ran["time"] - sent[number] >= delays_s[number]
 
 
+@jobs
+def test_long_delay(stage):
+    """Up to 30 days: what is delayed is held by the broker, and cancelled like any other."""
+    handle = stage.app.work.request(stage.app.Work(case=stage.case()), delay_s=30 * 86400)
+    assert stage.app.work.request(stage.app.Work(case=stage.case())).result(20)
+    assert handle.state() is JobState.QUEUED
+    assert handle.cancel() is JobState.CANCELLED
+
+
 @callbacks
 def test_told_of_success(stage):
     """`on_success` is told the typed result, under an id that derives from the job's."""
@@ -200,9 +209,7 @@ def test_callback_of_a_wrong_type(stage):
     """A callback that takes something else is refused at `send`."""
     work = stage.app.Work(case=stage.case())
     with pytest.raises(ContractError, match="takes Completed"):
-        stage.app.resize.send(
-            stage.app.Width(case=work.case, widths=[]), on_success=stage.app.told
-        )
+        stage.app.resize.send(stage.app.Width(case=work.case, widths=[]), on_success=stage.app.told)
     with pytest.raises(ContractError, match="takes a job whose message is Failed"):
         stage.app.work.send(work, on_failure=stage.app.told)
 
@@ -274,6 +281,25 @@ def test_each_to_one(stage):
     stage.app.work.request(stage.app.Work(case=stage.case())).result(20)
     found = stage.eventually_marks(50, case)
     assert sorted(one["number"] for one in found) == list(range(50))
+
+
+@queues
+def test_unknown_queue(fresh):
+    """A worker of a queue that the app does not have ends with an error that lists those it has."""
+    with pytest.raises(AssertionError, match=r"no queue 'urgnt' in this app; there are: .*urgent"):
+        fresh.start_worker(queues=["urgnt"])
+
+
+@queues
+def test_some_queues(fresh):
+    """A worker with `-Q` serves the queues that it names, and no other."""
+    case = fresh.case()
+    fresh.start_worker(queues=["ordered", "heavy"])
+    fresh.app.work.send(fresh.app.Work(case=case))
+    fresh.app.heavy.send(fresh.app.Work(case=case))
+    fresh.app.ordered.send(fresh.app.Work(case=case, key="a"))
+    found = fresh.eventually_marks(3, case)
+    assert sorted(one["what"] for one in found) == ["in", "ordered", "out"]
 
 
 @queues

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from conformance import scenarios
 from conformance.moments import SUCCESS
 
@@ -41,4 +42,3 @@ def test_sagas(fresh):
 def test_callbacks(fresh):
     """SIGKILL at each moment between a job's last line and its settlement: told, by one id."""
     scenarios.callbacks(fresh, {"success": SUCCESS, "failure": ["bury ends", "tell_failure ends"]})
-
