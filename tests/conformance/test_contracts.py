@@ -219,4 +219,5 @@ def test_delay_is_tracked(stage):
     """`job.delay({…})` keeps its result as `request` does."""
     result = stage.app.work.delay({"case": stage.case(), "number": 4})
     assert result.get(timeout=20) == {"number": 4}
-    assert stage.app.app.handle(result.id).state() is JobState.SUCCEEDED
+    handle = stage.app.app.handle(result.id)
+    eventually(lambda: handle.state() is JobState.SUCCEEDED, 10, handle.record)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,18 +78,6 @@ def test_users_tests_see_the_first_step(write_app, umbel_sent):
     shop = write_app(APP)
     shop.order.start(shop.Order())
     assert umbel_sent.of(shop.reserve) == [shop.Order()]
-
-
-def test_the_example_runs(tmp_path, monkeypatch):
-    """On an embedded server of its own: one order is done, one undone."""
-    shutil.copy(ROOT / "examples" / "saga.py", tmp_path)
-    for name in [name for name in os.environ if re.match("UMBEL_(?!TEST)|CELERY_", name)]:
-        monkeypatch.delenv(name)
-    done = subprocess.run([sys.executable, "saga.py"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "is done: bike\n" in done.stdout
-    assert "is undone: bikes.charge: ValueError: the card has expired\n" in done.stdout
-    assert "  bikes.charge: undone, runs: 2, ValueError: the card has expired\n" in done.stdout
 
 
 @pytest.mark.usefixtures("app_dir")
