@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,18 +104,6 @@ def test_the_statement_of_the_page_is_the_one_for_postgresql():
     [statement] = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
     database = OutboxDatabase("postgresql+psycopg://nowhere/shop", "umbel_outbox")
     assert database.ddl.split() == statement.split()
-
-
-def test_the_example_runs(tmp_path):
-    """On an embedded server of its own: one order is packed, one was rolled back."""
-    shutil.copy(ROOT / "examples" / "outbox.py", tmp_path)
-    environment = {k: v for k, v in os.environ.items() if not re.match("UMBEL_(?!TEST)|CELERY_", k)}
-    done = subprocess.run(
-        [sys.executable, "outbox.py"], cwd=tmp_path, capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("rolled back: tandem costs -1 euros?\n1 message waits\n")
-    assert "\nbike is packed\n" in done.stdout
 
 
 def test_without_sqlalchemy_it_says_what_to_install():
