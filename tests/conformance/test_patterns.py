@@ -303,20 +303,6 @@ def test_some_queues(fresh):
 
 
 @queues
-def test_pull(fresh):
-    """Pulled in the caller's own loop: limits and timeouts hold, leaving the block settles."""
-    case = fresh.case()
-    for number in range(3):
-        fresh.app.heavy.send(fresh.app.Work(case=case, number=number))
-    pulled = []
-    for limit in (2, 5):
-        for delivery in fresh.app.app.pull("heavy", limit=limit, timeout_s=1):
-            with delivery as message:
-                pulled.append(message.number)
-    assert pulled == [0, 1, 2]
-
-
-@queues
 def test_priorities(fresh):
     """Of what waits the urgent is preferred (RabbitMQ: among what a worker holds)."""
     case = fresh.case()
