@@ -31,6 +31,9 @@ from umbel.jobs.wire import Sealed
 
 _UNSET = object()
 
+DROP_S = 5.0
+"""Longest wait for a message to be given back."""
+
 
 class Pulled:
     """One message in the hands of a loop: ``with delivery as message`` settles it when it is left.
@@ -145,7 +148,7 @@ class Pulled:
         if not self._entered:
             self._entered = True
             self._left.put(GeneratorExit())
-            self._over.wait()
+            self._over.wait(DROP_S)  # the broker may be away, and then it has to wait
 
     def settled(self) -> None:
         """The block may go on."""

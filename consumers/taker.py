@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
 from time import monotonic
@@ -114,7 +113,7 @@ class Taker(threading.Thread):
 
     def _is_asked(self) -> bool:
         """Wait for a question, unless one is open; False once there will be none."""
-        if self._until is None:
+        if self._until is None and not self._stopped.is_set():
             self._until = self._asked.get()
         return self._until is not None and not self._stopped.is_set()
 
@@ -174,7 +173,7 @@ class Taker(threading.Thread):
         turn = {part: place for place, part in enumerate(self._queue.parts)}
 
         def place(message: Any) -> int:
-            return turn.get(message.delivery_info["routing_key"], 0)
+            return turn.get(message.delivery_info.get("routing_key"), 0)
 
         if self._mixed and min(map(place, self._arrived)) > 0:
             _drain(connection, MOMENT_S)
@@ -205,7 +204,7 @@ class Taker(threading.Thread):
         wait_s = seconds_until(message.headers.get("eta"))
         if wait_s > 0 and isinstance(task, Job):  # a plain producer's; ours wait on the server
             delivery = Delivery(task, request._context)
-            again(delivery, replace(delivery.envelope), wait_s, delivery.attempt)
+            again(delivery, delivery.envelope, wait_s, delivery.attempt)
             request.acknowledge()
             return
         _tell_received(request)

@@ -68,7 +68,8 @@ def queues(shop, broker) -> list[str]:
 def test_each_worker_that_is_up_gets_each_event(shop, start_worker):
     """Once, by one of its processes; a retry stays with its worker; others share as ever."""
     start_worker(shop, concurrency=2)
-    start_worker(shop, queues=["shop.reload"], pool="threads")
+    second = start_worker(shop, queues=["shop.reload"], pool="threads")
+    assert "events wait for another worker, this one does not consume: shop.book" in second.logs()
     for number in range(8):
         shop.app.publish(shop.Changed(number=number))
     eventually(lambda: len(marks(shop)) == 26, 30)

@@ -199,6 +199,7 @@ def test_limits_and_timeouts_hold(shop):
             break
     assert [note.text for note in pulled(shop, "sums", limit=2, timeout_s=None)] == ["3", "4"]
     assert [note.text for note in pulled(shop, "sums", timeout_s=0)] == ["5"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "umbel-pull"]
 
 
 def test_who_dies_in_a_block_gives_the_message_back(shop, puller):
