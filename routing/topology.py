@@ -45,7 +45,7 @@ def declare(app: Any) -> list[str]:
         if net := app.amqp.net:
             net(connection.default_channel).declare()
         topics(app.prefix)(connection.default_channel).declare()
-        for queue in app.amqp.queues.values():
+        for queue in _lasting(app):
             try:
                 queue(connection.default_channel).declare()
             except PreconditionFailed as error:
@@ -53,7 +53,7 @@ def declare(app: Any) -> list[str]:
     for family in app.amqp.queues.families.values():
         if family.shards:
             app.shard_maps.check(family)
-    return list(app.amqp.queues)
+    return [queue.name for queue in _lasting(app)]
 
 
 def check(app: Any) -> list[Finding]:
@@ -76,6 +76,16 @@ def waiting(app: Any, queue: str) -> int | None:
         return _waiting(connection, queue)
 
 
+def _lasting(app: Any) -> list[Queue]:
+    """The app's queues but those that end with a process: a broadcast's, of each worker its own."""
+    return [queue for queue in app.amqp.queues.values() if not _passes(app, queue.name)]
+
+
+def _passes(app: Any, queue: str) -> bool:
+    family = app.amqp.queues.families.get(queue.rpartition(".")[0])
+    return bool(family and family.instance)
+
+
 def _waiting(connection: Any, name: str) -> int | None:
     with connection.channel() as channel:
         try:
@@ -94,7 +104,7 @@ def bound(app: Any, queue: str) -> bool:
 
 
 def _on_rabbitmq(app: Any, connection: Any) -> Iterator[Finding]:
-    for queue in (app.amqp.net, *app.amqp.queues.values()):
+    for queue in (app.amqp.net, *_lasting(app)):
         if _waiting(connection, queue.name) is None:
             yield Finding(queue.name, "is not there: topology declare, or start a worker")
             continue
@@ -120,11 +130,9 @@ def _on_rabbitmq(app: Any, connection: Any) -> Iterator[Finding]:
 
 def _on_valkey(app: Any, connection: Any) -> Iterator[Finding]:
     declared = {
-        (binding.routing_key, queue.name)
-        for queue in app.amqp.queues.values()
-        for binding in queue.bindings
+        (binding.routing_key, queue.name) for queue in _lasting(app) for binding in queue.bindings
     }
-    there = _bindings(app, connection)
+    there = {one for one in _bindings(app, connection) if not _passes(app, one[1])}
     for pattern, queue in sorted(declared - there):
         yield Finding(queue, f"does not get {pattern!r} yet: topology declare, or start a worker")
     for pattern, queue in sorted(there - declared):
@@ -155,7 +163,7 @@ def _shards(app: Any) -> Iterator[Finding]:
 
 def _unconsumed(app: Any, connection: Any) -> Iterator[Finding]:
     """Queues in which messages wait that no worker takes: perhaps a queue's name is mistyped."""
-    counts = {name: _waiting(connection, name) or 0 for name in app.amqp.queues}
+    counts = {one.name: _waiting(connection, one.name) or 0 for one in _lasting(app)}
     if not any(counts.values()):
         return
     answers = app.control.inspect(timeout=_LOOK_S, connection=connection).active_queues() or {}

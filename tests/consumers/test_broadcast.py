@@ -8,6 +8,8 @@ import pytest
 from support.process import eventually
 from support.servers import RabbitMQ
 
+from umbel.routing import topology
+
 pytestmark = pytest.mark.brokers("valkey", "rabbitmq")
 
 APP = """
@@ -92,6 +94,8 @@ def test_nothing_is_kept_for_who_is_not_there(shop, broker, start_worker):
     shop.app.publish(shop.Changed(number=3))
     eventually(lambda: sum(got(shop, 3).values()) == 1)
     assert not got(shop, 2)
+    assert "shop.book" in topology.declare(shop.app)
+    assert not any("shop.reload" in finding.subject for finding in topology.check(shop.app))
     second.kill()
     start_worker(shop, queues=["shop.reload"])
     shop.app.publish(shop.Changed(number=4))
