@@ -131,6 +131,12 @@ class Connection(pyamqp.Connection):
         with self.patience(timeout or self.answer_timeout_s):
             return super().wait(*args, **options)
 
+    def drain_events(self, timeout: float | None = None) -> None:
+        """Wait for an event, with an end: a heartbeat of the server's does not begin it anew."""
+        until = monotonic() + timeout if timeout else None
+        while not self.blocking_read(max(0.0, until - monotonic()) if until else timeout):
+            pass
+
     def blocking_read(self, timeout: float | None = None) -> Any:
         """Read one frame and act on it.
 

@@ -415,6 +415,15 @@ def test_a_server_that_was_heard_is_not_taken_for_gone(rabbitmq):
             rabbitmq.thaw()
 
 
+def test_a_wait_ends_though_the_server_is_heard(rabbitmq):
+    """Its heartbeats come twice a second, and are no event."""
+    with connected(rabbitmq.url, heartbeat=1) as channel:
+        before = channel.connection.bytes_recv
+        with pytest.raises(TimeoutError):
+            channel.connection.drain_events(timeout=2)
+        assert channel.connection.bytes_recv > before
+
+
 def test_a_connection_that_is_not_used_stays(shop, rabbitmq):
     """A producer that sends rarely keeps its connection: its heartbeats go out by themselves."""
     shop.app.conf.broker_heartbeat = 1
