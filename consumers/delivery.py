@@ -75,6 +75,8 @@ class WorkerApp(JobApp, Protocol):
     """What a worker needs of its app besides."""
 
     @property
+    def amqp(self) -> Any: ...
+    @property
     def dead_letters(self) -> DeadLetters: ...
     @property
     def once(self) -> Once: ...
@@ -185,7 +187,7 @@ def deliver(job: Job[Any, Any, Any], args: tuple[Any, ...], kwargs: dict[str, An
     delivery = Delivery(job, job._get_request())
     with Reserved(delivery.app) as reserved:
         outcome = outcome_of(delivery, args, kwargs, reserved)
-        while job.work_queue.shards and (rest := in_place(delivery, outcome)):
+        while job.plan.keeps_order and (rest := in_place(delivery, outcome)):
             delivery = rest
             outcome = outcome_of(delivery, args, kwargs, reserved)
         return settle_at_last(delivery, outcome)
@@ -357,13 +359,13 @@ def settle(delivery: Delivery, outcome: Outcome) -> Any:
 
 def retry(delivery: Delivery, error: Exception, delay_s: float) -> NoReturn:
     """Send the message again for its next run."""
-    again(delivery, replace(delivery.envelope, deliveries=0), delay_s, attempt=delivery.attempt + 1)
+    again(delivery, replace(delivery.envelope, deliveries=0), delay_s, delivery.attempt + 1)
     raise CeleryRetry(exc=portable(error), when=delay_s)
 
 
 def give_back(delivery: Delivery, returned: Returned) -> NoReturn:
     """Send the message again for the same run."""
-    if delivery.job.work_queue.shards:
+    if delivery.job.plan.keeps_order:
         sleep(returned.delay_s)
         raise Reject(returned.why, requeue=True)  # to the head of its queue
     envelope = delivery.envelope
@@ -405,7 +407,7 @@ def again(
         request,
         args,
         request.kwargs,
-        queue=queue,
+        queue=delivery.app.amqp.queue(queue or delivery.queue),
         countdown=delay_s or None,
         retries=attempt - 1,
         headers={**(request.headers or {}), **envelope.headers()},

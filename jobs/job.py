@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema
@@ -21,7 +21,7 @@ from umbel.jobs.context import JobContext
 from umbel.jobs.contracts import Message, contract_of, in_clear, mentions_secrets, names_of
 from umbel.jobs.handle import JobHandle, Receipt
 from umbel.jobs.keys import Key, checked_key, key_of
-from umbel.jobs.plan import Plan
+from umbel.jobs.plan import Order, Plan
 from umbel.jobs.records import Records
 from umbel.jobs.retry import Retry
 from umbel.jobs.wire import CONTRACT, CORRELATION_ID, Sealed, shown
@@ -372,6 +372,7 @@ def declare(
     retry: Retry | None,
     timeout_s: float | None,
     max_deliveries: int | None,
+    order: Order = "strict",
     keys: Mapping[str, Key | None],
     local_names: dict[str, Any],
     celery_options: dict[str, Any],
@@ -389,12 +390,17 @@ def declare(
     Raises:
         TypeError: the function's parameters are not a message and, optionally, a `JobContext`,
             a key is no field of the message, or shards lack one.
+        ValueError: there is no such order.
         ContractError: the message class has no contract.
     """
     if bool(queue.shards) != bool(keys["shard_key"]):
         raise TypeError(
             f"job {function.__qualname__}: shards of a queue and shard_key= of its jobs go "
             f"together, and here shards={queue.shards} and shard_key={keys['shard_key']!r}"
+        )
+    if order not in get_args(Order):
+        raise ValueError(
+            f"job {function.__qualname__}: order={order!r}; expected 'strict' or 'relaxed'"
         )
     hints = get_type_hints(function, localns=local_names)
     consumed, wants_context = _parameters(function, hints, read or _message_class)
@@ -404,7 +410,7 @@ def declare(
         **consumed,
         **{which: checked_key(which, key, consumed["contract"]) for which, key in keys.items()},
         "function": staticmethod(function),
-        "declared": (plan := Plan(queue, retry, timeout_s, max_deliveries)),
+        "declared": (plan := Plan(queue, retry, timeout_s, max_deliveries, order=order)),
         "wants_context": wants_context,
         "is_async": is_async,
         "result_annotation": hints.get("return", Any),

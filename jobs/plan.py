@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from umbel.config.errors import SettingsError
 from umbel.config.sections import JobSection, QueueSection
@@ -14,6 +14,9 @@ from umbel.jobs.retry import Retry
 from umbel.routing.queues import WorkQueue
 
 _GRACE_S = 5.0
+
+Order = Literal["strict", "relaxed"]
+"""Of a shard's messages: a retry holds its place, or comes again behind the others."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Plan:
         max_deliveries: runs that may end without an outcome before the dead letters; None for what
             the setting says.
         rate_limit: runs in a time, as Celery writes it; None for none that the settings name.
+        order: of a queue with shards, whether it outlasts a retry.
     """
 
     queue: WorkQueue
@@ -34,13 +38,19 @@ class Plan:
     timeout_s: float | None = None
     max_deliveries: int | None = None
     rate_limit: str | None = None
+    order: Order = "strict"
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether the next message of a shard waits for the retries of the one before."""
+        return bool(self.queue.shards) and self.order == "strict"
 
     def limit_s(self, is_async: bool) -> float | None:
         """When prefork kills the process. An async job is cancelled in its loop before; where
         retries keep their place, all runs of a message and their pauses are one to Celery."""
         if not self.timeout_s:
             return None
-        retry = self.retry if self.queue.shards else None
+        retry = self.retry if self.keeps_order else None
         delays_s = [0.0] * retry.immediate + list(retry.delays_s) if retry else []
         grace_s = _GRACE_S if is_async else 0
         return self.timeout_s * (1 + len(delays_s)) + sum(delays_s) + grace_s

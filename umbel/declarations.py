@@ -19,7 +19,7 @@ from umbel.jobs.context import JobContext
 from umbel.jobs.contracts import Event, Message, names_of
 from umbel.jobs.job import Job, declare
 from umbel.jobs.keys import Key
-from umbel.jobs.plan import Plan, planned
+from umbel.jobs.plan import Order, Plan, planned
 from umbel.jobs.retry import Retry
 from umbel.jobs.saga import Saga
 from umbel.jobs.saga_steps import Step
@@ -103,6 +103,7 @@ class Declarations(Parts):
         timeout_s: float | None = None,
         max_deliveries: int | None = None,
         shard_key: Key | None = None,
+        order: Order = "strict",
         concurrency_key: Key | None = None,
         idempotency_key: Key | None = None,
         **celery_options: Any,
@@ -123,7 +124,8 @@ class Declarations(Parts):
                 before the message goes to the dead letters.
             shard_key: of a queue with shards: messages with the same key go to the same shard, and
                 are run in the order of their sending. The name of a field, or a function of the
-                message; likewise the next two.
+                message; likewise the two keys below.
+            order: ``"relaxed"`` lets the messages behind one that is to be retried run before it.
             concurrency_key: of messages with the same key one is run at a time, on all machines.
             idempotency_key: of messages with the same key one is run, and what it returned is the
                 result of the others; for ``idempotency_ttl_s``. One that failed does not count.
@@ -148,6 +150,7 @@ class Declarations(Parts):
         timeout_s: float | None = None,
         max_deliveries: int | None = None,
         shard_key: Key | None = None,
+        order: Order = "strict",
         concurrency_key: Key | None = None,
         idempotency_key: Key | None = None,
         base: type[Job[Any, Any, Any]] = Job,
@@ -161,6 +164,7 @@ class Declarations(Parts):
             retry=retry,
             timeout_s=timeout_s,
             max_deliveries=max_deliveries,
+            order=order,
             keys={
                 "shard_key": shard_key,
                 "concurrency_key": concurrency_key,

@@ -72,6 +72,17 @@ def move(message: Move, context: JobContext) -> None:
     assert context.attempt > message.fails
     time.sleep(0.01)
 
+@app.job(
+    name="shop.move-relaxed",
+    queue=WorkQueue("loose", shards=2),
+    shard_key="key",
+    order="relaxed",
+    retry=Retry(delays_s=[1.5]),
+)
+def relaxed(message: Move, context: JobContext) -> None:
+    mark(message.number, context.attempt)
+    assert context.attempt > message.fails
+
 @app.job(concurrency_key="room")
 def book(message: Book) -> None:
     mark("in", message.room)
@@ -187,6 +198,16 @@ def test_shards_keep_the_order_of_each_key(shop, start_worker):
 
     eventually(lambda: len(in_order(shop)) == 8 and done(), 60, lambda: str(in_order(shop)))
     assert shop.app.dead_letters.count() == 0
+
+
+@both
+def test_a_retry_holds_nobody_up_where_order_is_relaxed(shop, start_worker):
+    """It comes again behind the others, to its own shard."""
+    start_worker(shop, queues=["loose"])
+    for number in range(3):
+        shop.relaxed.send(shop.Move(key="a", number=number, fails=int(number == 0)))
+    eventually(lambda: len(marks(shop)) == 4, 20)
+    assert marks(shop) == [["0", "1"], ["1", "1"], ["2", "1"], ["0", "2"]]
 
 
 def test_a_message_in_the_wrong_shard_is_moved(shop, start_worker):
