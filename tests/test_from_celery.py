@@ -134,7 +134,7 @@ def sweep(message: Sweep) -> None:
     with MARKS.open("a") as file:
         file.write(f"{message.room}\\n")
 
-@app.task(name="beat.tick")
+@app.task(name="beat.tick", shared=False)
 def tick() -> None:
     sweep.send(Sweep(room="made at a tick"))
 

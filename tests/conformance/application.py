@@ -311,13 +311,13 @@ order = app.saga(
 )
 
 
-@app.task(name="conformance.add")
+@app.task(name="conformance.add", shared=False)
 def add(one: int, other: int) -> int:
     """A plain task of Celery's."""
     return one + other
 
 
-@app.task(name="conformance.numbers")
+@app.task(name="conformance.numbers", shared=False)
 def numbers(results: list[dict[str, int]]) -> int:
     """A chord's end."""
     return sum(result["number"] for result in results)

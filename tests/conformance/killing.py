@@ -81,7 +81,7 @@ for function in (
     *("tell_success", "tell_failure", "bury"),
 ):
     _deadly(delivery, function)
-_deadly(callbacks, "_send")
+_deadly(callbacks, "_tell")
 _deadly(type(settled), "encode_result")
 _deadly(DeadLetterOffice, "add")
 _deadly(Records, "succeeded")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-TOLD = ("settle_at_last", "settle", "still_held", "publish", "_send")
+TOLD = ("settle_at_last", "settle", "still_held", "publish", "_tell")
 SUCCESS = [
     f"{step} {when}"
     for step in ("call", "encode_result", *TOLD, "tell_success", "succeeded", "acknowledge")

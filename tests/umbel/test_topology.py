@@ -51,7 +51,7 @@ def book(event: Sold) -> None:
     with MARKS.open("a") as file:
         file.write(f"sold {event.number}\\n")
 
-@app.task(name="plain")
+@app.task(name="plain", shared=False)
 def plain(text):
     with MARKS.open("a") as file:
         file.write(f"{text} {plain.request.delivery_info['routing_key']}\\n")
