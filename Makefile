@@ -45,9 +45,11 @@ build/tree:
 	@ln -sfn ../../../consumers $@/umbel/consumers
 	@for f in umbel/*; do ln -sfn ../../../$$f $@/$$f; done
 
+PYTEST ?= --ignore tests/conformance
+
 .PHONY: test
-test: $(INSTALLED) ## run every test on real servers (PYTEST="-k name" for some)
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
+test: $(INSTALLED) ## run the tests, on real servers (PYTEST="-k name" for some)
+	@$(BIN)/python -m pytest -n 3 --dist loadgroup $(PYTEST)
 
 # Umbel and its peers in an environment of their own: what they bring (uvloop) would change the tests
 # here, and arq demands an older redis-py than Umbel.
@@ -72,7 +74,7 @@ soak: $(INSTALLED) ## each fault many times under load, MINUTES=30 (SOAK="--seed
 
 .PHONY: conformance
 conformance: $(INSTALLED) ## each promise on each broker; writes the table of docs/conformance.md
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup tests/conformance \
+	@$(BIN)/python -m pytest -n 3 --dist loadgroup tests/conformance \
 		--conformance-page docs/conformance.md
 
 .PHONY: promises

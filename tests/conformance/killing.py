@@ -77,7 +77,7 @@ def acknowledge(self: Any) -> None:
 delivery.run = run
 request.Held.acknowledge = acknowledge
 for function in (
-    *("call", "failure", "settle_at_last", "settle", "still_held"),
+    *("failure", "settle_at_last", "settle", "still_held"),
     *("tell_success", "tell_failure", "bury"),
 ):
     _deadly(delivery, function)

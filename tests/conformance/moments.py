@@ -5,9 +5,8 @@ from __future__ import annotations
 TOLD = ("settle_at_last", "settle", "still_held", "publish", "_tell")
 SUCCESS = [
     f"{step} {when}"
-    for step in ("call", "encode_result", *TOLD, "tell_success", "succeeded", "acknowledge")
+    for step in ("encode_result", *TOLD, "tell_success", "succeeded", "acknowledge")
     for when in ("begins", "ends")
-    if (step, when) != ("call", "begins")
 ]
 FAILURE = [
     f"{step} {when}"

@@ -109,7 +109,10 @@ def test_killed_worker(fresh):
 
 @delivery
 def test_frozen_worker(fresh):
-    """A worker that stands still is taken over; when it wakes its late result is refused."""
+    """A worker that stands still is taken over; when it wakes its late result is refused.
+
+    A callback of its may come on RabbitMQ, which has no fence: a copy, by its id.
+    """
     case = fresh.case()
     held = fresh.start_worker()
     sent = fresh.app.patient.request(fresh.app.Work(case=case), on_success=fresh.app.told)
@@ -123,7 +126,9 @@ def test_frozen_worker(fresh):
     fresh.app.work.request(fresh.app.Work(case=fresh.case())).result(20)
     held.stop()
     assert sent.result() == result
-    assert len(fresh.marks(sent.id)) == 1
+    told = [one["id"] for one in fresh.marks(sent.id)]
+    assert len(set(told)) == 1
+    assert len(told) == 1 or fresh.broker == "RabbitMQ"
 
 
 @delivery
