@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from umbel.app import Umbel
-from umbel.config.errors import UmbelError
+from umbel.cli.common import app_of, errors_shown
 
 if TYPE_CHECKING:
     from umbel.producers.outbox import OutboxDatabase, Row
@@ -52,7 +52,7 @@ def relay(context: click.Context, url: str | None, once: bool, batch: int, logle
     with _opened(context, url) as database:
         from umbel.producers.outbox import Relay  # noqa: PLC0415  an extra
 
-        app = _app(context)
+        app = app_of(context)
         relay = Relay(app.sender, database, batch)
         if once:
             sent = relay.drain()
@@ -134,8 +134,8 @@ def _until_told() -> Event:
 @contextmanager
 def _opened(context: click.Context, url: str | None) -> Iterator[OutboxDatabase]:
     """The database; what is wrong with it ends the command."""
-    try:
-        database = _database(_app(context), url)
+    with errors_shown():
+        database = _database(app_of(context), url)
         from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415  an extra
 
         try:
@@ -143,8 +143,6 @@ def _opened(context: click.Context, url: str | None) -> Iterator[OutboxDatabase]
         except SQLAlchemyError as error:
             hint = "Is there a table? celery -A app outbox create"
             raise click.ClickException(f"{error}\n{hint}") from error
-    except UmbelError as error:
-        raise click.ClickException(str(error)) from error
 
 
 def _database(app: Umbel, url: str | None) -> OutboxDatabase:
@@ -153,10 +151,3 @@ def _database(app: Umbel, url: str | None) -> OutboxDatabase:
     from umbel.producers.outbox import OutboxDatabase  # noqa: PLC0415  likewise
 
     return OutboxDatabase(url, app.settings.outbox_table, app.settings.publish_timeout_s)
-
-
-def _app(context: click.Context) -> Umbel:
-    app = context.obj.app
-    if not isinstance(app, Umbel):
-        raise click.ClickException(f"{app} is no Umbel app; expected app = Umbel(…)")
-    return app

@@ -6,8 +6,7 @@ from itertools import islice
 
 import click
 
-from umbel.app import Umbel
-from umbel.config.errors import UmbelError
+from umbel.cli.common import app_of, errors_shown
 from umbel.consumers.webhook_log import Attempt
 
 _json = click.option("--json", "json", is_flag=True, help="One object a line.")
@@ -40,13 +39,8 @@ def show(context: click.Context, id: str, json: bool) -> None:
 def _print(
     context: click.Context, id: str | None, failed: bool, limit: int | None, json: bool
 ) -> None:
-    app = context.obj.app
-    if not isinstance(app, Umbel):
-        raise click.ClickException(f"{app} is no Umbel app; expected app = Umbel(…)")
-    try:
-        found = list(islice(app.webhook_log.find(id, failed=failed), limit))
-    except UmbelError as error:
-        raise click.ClickException(str(error)) from error
+    with errors_shown():
+        found = list(islice(app_of(context).webhook_log.find(id, failed=failed), limit))
     for attempt in found:
         click.echo(attempt.model_dump_json() if json else _line(attempt))
     if not found and not json:
