@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from typing import TypeVar
 
@@ -15,6 +16,8 @@ pytest.register_assert_rewrite("support")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register after the entry points, so that these fixtures win over pytest-celery's."""
+    # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     from support import nodes, postgres, process, receiver, servers, workers
 
     for module in (process, servers, postgres, workers, nodes, receiver):

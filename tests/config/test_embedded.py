@@ -70,9 +70,6 @@ def fork():
         signal.pause()
     return os.getpid()
 
-# A shell in the background hands on an ignored Ctrl-C.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 for line in sys.stdin:
     try:
         value = eval(line)

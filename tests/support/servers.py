@@ -205,8 +205,12 @@ class RabbitMQ(Server):
         finally:
             while self._connections:
                 self._connections.pop().collect()
+            was_there = self.running
             self.whole()
-            self.api("DELETE", f"vhosts/{self.vhost}")
+            # RabbitMQ 3.10 stays ill when quorum queues are deleted while they recover
+            # (rabbit_fifo_dlx_sup ends); so a vhost that has just come back is left.
+            if was_there:
+                self.api("DELETE", f"vhosts/{self.vhost}")
 
     def whole(self) -> None:
         """Undo what a test did to it."""

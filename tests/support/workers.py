@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, _state
 
 from support.process import RUN_MARK, LocalProcess
 from support.servers import Server
@@ -76,6 +76,7 @@ def write_app(
     """
     monkeypatch.setenv("UMBEL_BROKER_URL", broker.url)
     modules: list[ModuleType] = []
+    shared = set(_state._on_app_finalizers)
 
     def write(source: str, name: str = "shop") -> ModuleType:
         unique = f"{name}_{next(_numbers)}"
@@ -85,6 +86,7 @@ def write_app(
         return modules[-1]
 
     yield write
+    _state._on_app_finalizers.intersection_update(shared)
     for module in modules:
         del sys.modules[module.__name__]
         for app in {value for value in vars(module).values() if isinstance(value, Celery)}:
