@@ -260,6 +260,12 @@ def crashing(event: Happened) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@app.subscribe(Happened, broadcast=True)
+def everywhere(event: Happened) -> None:
+    """On each worker."""
+    mark(event.case, "everywhere", number=event.number, worker=os.getppid())
+
+
 @app.subscribe("conformance.#")
 def audit(event: Event) -> None:
     """Of every kind."""
