@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from celery.app import backends
+from celery.app.utils import Settings
 
 from umbel.config.celery import celery_defaults
 from umbel.config.errors import ContractError, UnknownQueue
@@ -48,6 +49,7 @@ class Umbel(Declarations):
     """
 
     amqp_cls = "umbel.routing.celery:AMQP"
+    _conf: Any
 
     def publish(self, event: Event) -> Receipt:
         """Tell all who have subscribed, or nobody if none has.
@@ -219,12 +221,20 @@ class Umbel(Declarations):
         return recording(backend_class)(app=self, url=url)
 
     def _load_config(self) -> Any:
-        """Ours just above Celery's own: `add_defaults` would put them above a `celeryconfig`."""
-        conf = super()._load_config()
-        defaults = self._defaults
-        for layers in (conf.maps, conf.defaults):
-            layers.insert(-1, defaults)
-        return conf
+        """Ours just above Celery's own, in the moment in which any can be read.
+
+        Later, another thread or `on_after_configure` would read the others without them, and
+        `add_defaults` would put them above a `celeryconfig`.
+        """
+        shown = Settings({}) if self._conf is None else self._conf
+
+        def swap_with(loaded: Any) -> None:
+            loaded.defaults.insert(-1, self._defaults)
+            Settings.swap_with(shown, loaded)
+
+        shown.__dict__["swap_with"] = swap_with
+        self._conf = shown
+        return super()._load_config()
 
     @cached_property
     def _defaults(self) -> dict[str, Any]:

@@ -126,6 +126,27 @@ def test_what_a_configuration_object_says_wins():
     assert app.conf.worker_prefetch_multiplier == 7
 
 
+def test_a_configuration_object_may_have_the_old_names():
+    """As Celery takes them: ours beside them are no mixture."""
+    app = Umbel("shop", broker="redis://host:1/2")
+    app.config_from_object({"CELERYD_PREFETCH_MULTIPLIER": 7, "CELERY_TIMEZONE": "Europe/Berlin"})
+    assert (app.conf.worker_prefetch_multiplier, app.conf.timezone) == (7, "Europe/Berlin")
+    assert app.conf.task_acks_late
+
+
+def test_the_settings_are_there_from_the_first_moment():
+    """Whoever looks while they are loaded, a hook or another thread, sees all of them or waits."""
+    app = Umbel("shop", broker="redis://host:1/2")
+    seen = []
+
+    @app.on_after_configure.connect
+    def look(sender, **_):
+        seen.extend([sender.conf.broker_url, sender.conf.task_acks_late])
+
+    assert app.conf.broker_url
+    assert seen == ["redis://host:1/2", True]
+
+
 def test_the_settings_reach_celerys():
     """A time is divided among the waits of a send."""
     conf = Umbel("shop", broker="redis://host", publish_timeout_s=9, result_ttl_s=60).conf
