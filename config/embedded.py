@@ -49,6 +49,7 @@ IDLE_S = 3.0
 
 _TRIES = 3
 _SOCKET_NAME = "umbel.sock"
+_PONG = b"+PONG\r\n"
 _LONGEST_SOCKET_PATH = 100  # the kernel takes 107 bytes, macOS 103
 
 # The lock that this process holds on each `users.lock`; a forked child shares it.
@@ -113,11 +114,15 @@ class Embedded:
 
         Raises:
             EmbeddedError: it cannot be started within `START_TIMEOUT_S`; with the end of its log.
+            redis.TimeoutError: it is there and says nothing within a second: it stands still.
         """
         deadline = time.monotonic() + START_TIMEOUT_S
         self._hold(deadline)
-        if self.answers():
-            return False
+        try:
+            if self._asked(b"PING") == _PONG:
+                return False
+        except TimeoutError as error:
+            raise redis.TimeoutError(f"the embedded Valkey in {self.directory}: {error}") from error
         with locked(self.directory / "start.lock", deadline):
             started = not self.answers() and self._start(deadline)
         if started:
@@ -136,7 +141,7 @@ class Embedded:
 
     def answers(self) -> bool:
         """Whether a server is there and has read its data."""
-        return self.say(b"PING") == b"+PONG\r\n"
+        return self.say(b"PING") == _PONG
 
     def say(self, command: bytes) -> bytes:
         """One command over a connection of its own, thirty times as fast as with a client.
@@ -144,12 +149,20 @@ class Embedded:
         Returns:
             The start of the reply, empty when there is none within a second.
         """
+        with contextlib.suppress(TimeoutError):
+            return self._asked(command)
+        return b""
+
+    def _asked(self, command: bytes) -> bytes:
+        """The same, but a server that says nothing is a `TimeoutError`."""
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(1)
                 connection.connect(str(self.socket))
                 connection.sendall(command + b"\r\n")
                 return connection.recv(64)
+        except TimeoutError:
+            raise
         except OSError:
             return b""
 

@@ -11,7 +11,7 @@ from kombu.utils.url import maybe_sanitize_url
 
 from umbel.config.settings import Settings
 from umbel.config.sources import Source
-from umbel.routing.queues import WorkQueue
+from umbel.routing.queues import WorkQueue, not_kept
 from umbel.routing.topics import topics
 
 
@@ -48,6 +48,7 @@ class QueueShape:
         arguments: that they are declared with.
         events: patterns of the events that it gets.
         limits: what `umbel.WorkQueue` says of it, where that is no default.
+        not_kept: what of that the broker keeps in part only.
         jobs: that are sent there.
         configured: what was not said in code, with the source that said it.
     """
@@ -57,6 +58,7 @@ class QueueShape:
     arguments: dict[str, Any]
     events: Sequence[str] = ()
     limits: dict[str, Any] = field(default_factory=dict)
+    not_kept: str | None = None
     jobs: Sequence[JobShape] = ()
     configured: dict[str, str] = field(default_factory=dict)
 
@@ -118,6 +120,7 @@ def _family(
         arguments=app.amqp.queues[queue.parts[0]].queue_arguments or {},
         events=queue.events,
         limits=limits,
+        not_kept=not_kept(queue, app.amqp.net),
         jobs=[_job(app, job, sources) for job in jobs if job.work_queue.name == queue.name],
         configured=dict(_said(sources, "queues", queue.name)),
     )

@@ -16,7 +16,7 @@ from kombu.entity import Queue
 from umbel.config.errors import SettingsError, UnknownQueue
 from umbel.routing import connections
 from umbel.routing.drawer import Drawer
-from umbel.routing.queues import WorkQueue, declaration, safety_net
+from umbel.routing.queues import WorkQueue, declaration, not_kept, safety_net
 from umbel.routing.rabbitmq import Delays, Runs, refusals_named, within
 from umbel.routing.service import Service
 from umbel.routing.times import seconds_until
@@ -84,7 +84,7 @@ class AMQP(amqp.AMQP):
         table: Queues = super().Queues(list(known.values()), *args, **options)
         table.families = families
         if self.net:
-            table.check = self._refuse_long_jobs
+            table.check = self._check
             logging.getLogger("celery.app.base").addFilter(_is_not_about_delays)
         return table
 
@@ -165,8 +165,8 @@ class AMQP(amqp.AMQP):
         Raises:
             SettingsError: a queue is there with other arguments, or a job may run too long.
         """
-        if self.queues.check:
-            self.queues.check([queue.name for queue in queues])
+        if self.net:
+            self._refuse_long_jobs([queue.name for queue in queues])
         try:
             consumer = self._consumer(channel, queues, prefetch_count=1, **options)
         except PreconditionFailed as error:
@@ -191,6 +191,13 @@ class AMQP(amqp.AMQP):
                 extra={"action": "given_up", "queue": net.name, "messages": given_up},
             )
         return consumer
+
+    def _check(self, queues: Iterable[str]) -> None:
+        self._refuse_long_jobs(queues)
+        for queue in self.queues.families.values():
+            said = not_kept(queue, self.net)
+            if said and not {*queue.parts}.isdisjoint(queues):
+                logger.warning("queue %s: %s", queue.name, said, extra={"action": "not_kept"})
 
     def _refuse_long_jobs(self, queues: Iterable[str]) -> None:
         """RabbitMQ takes back a message that runs too long, and it would run again and again."""

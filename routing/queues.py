@@ -180,6 +180,20 @@ def declaration(
     return declared
 
 
+def not_kept(queue: WorkQueue, net: Queue | None) -> str | None:
+    """What a queue is declared with, and its broker keeps in part only; None if there is no such.
+
+    Args:
+        net: see `safety_net`.
+    """
+    if net and queue.priorities:
+        return (
+            "RabbitMQ does not keep priorities strictly: a worker holds messages of each level and "
+            "serves the levels in turn (docs/queues.md, Priorities)"
+        )
+    return None
+
+
 def safety_net(namespace: str) -> Queue:
     """The queue for what RabbitMQ gives up by itself, delivered and returned without an end.
 

@@ -33,7 +33,7 @@ STORIES: dict[str, tuple[str, Story]] = {
     ),
     "delays": (
         "delays of 1 to 60 s while the broker and the worker are killed and start again",
-        partial(scenarios.delays, number=1000, longest_s=60),
+        partial(scenarios.delays, number=1000, longest_s=60, late_s=2),
     ),
     "callbacks": (
         "SIGKILL at each moment between a job's last line and its settlement",

@@ -216,3 +216,11 @@ def test_it_is_a_command_of_celery(shop):
     command = [sys.executable, "-m", "celery", "-A", shop.__name__, "topology", "show"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert "queue says, prefetch 2, priorities\n" in done.stdout, done.stderr
+
+
+@both
+def test_what_a_broker_keeps_in_part_is_said(shop, run, broker):
+    """Priorities on RabbitMQ: whoever shows or declares them reads it."""
+    said = "RabbitMQ does not keep priorities strictly"
+    expected = broker.name == "rabbitmq"
+    assert [said in run(command) for command in ("show", "declare")] == [expected] * 2
