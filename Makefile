@@ -66,6 +66,10 @@ $(PEERS)/.installed: pyproject.toml
 bench: $(PEERS)/.installed ## measure Umbel beside its peers, 27 minutes (QUICK=1: three; BENCH="--systems umbel,celery")
 	@$(PEERS)/bin/python -m benchmarks $(if $(QUICK),--quick) $(BENCH)
 
+.PHONY: profile
+profile: $(PEERS)/.installed ## where the time for one message goes, Umbel beside plain Celery, three minutes
+	@PATH="$(abspath $(PEERS))/bin:$$PATH" $(PEERS)/bin/python -m benchmarks.profile
+
 MINUTES ?= 30
 
 .PHONY: soak

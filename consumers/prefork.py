@@ -1,4 +1,4 @@
-"""Celery's prefork pool, which notices at once that a child has ended.
+"""Celery's prefork pool, which writes what it gets, and notices at once that a child has ended.
 
 A child's end is seen by a pipe that closes a moment before the kernel can say how it ended. Celery
 looks in that moment, finds the child alive, and looks again after five seconds; and when the
@@ -8,6 +8,7 @@ connection is restored meanwhile, it trips over the pipe that is gone, which end
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from celery.concurrency import asynpool, prefork
@@ -15,8 +16,34 @@ from celery.concurrency import asynpool, prefork
 LOOK_AGAIN_S = 0.05
 
 
+class Turn(dict[Callable[[], Any], None]):
+    """What an event loop calls before it waits: in the order in which it was asked to, last time.
+
+    Kombu's is a set, and so in an order that differs from process to process. Where the pool's look
+    at what there is to write came before the transport's, which gives it more to write, each job
+    waited for the next event of any kind.
+    """
+
+    def add(self, callback: Callable[[], Any]) -> None:
+        """Call this, after all that are there."""
+        self.pop(callback, None)
+        self[callback] = None
+
+    def __copy__(self) -> list[Callable[[], Any]]:
+        return list(self)
+
+
 class Pool(asynpool.AsynPool):
     """The processes."""
+
+    _look: Callable[[], None] | None = None
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """At each connection, after the transport: as the last of a turn."""
+        super().register_with_event_loop(hub)
+        self._look = self._look or self.on_poll_start  # it makes others, and goes on with the first
+        hub.on_tick = Turn.fromkeys(hub.on_tick)
+        hub.on_tick.add(self._look)
 
     def _event_process_exit(self, hub: Any, proc: Any) -> None:
         super()._event_process_exit(hub, proc)

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 from support.workers import FAST
 
-from benchmarks import aims, backlog, events, report, trial
+from benchmarks import aims, backlog, events, profile, report, trial
 from benchmarks.effects import Effects
 from benchmarks.figures import Spread, middle_rate, percentile
 from benchmarks.results import Results
@@ -182,6 +182,25 @@ def test_the_tables_are_made_from_what_was_saved(results: Results, tmp_path: Pat
     results.save(tmp_path)
     report.write(Results.load(tmp_path), tmp_path)
     assert "| Umbel | prefork -c 2 | 1,234 |" in (tmp_path / "results.md").read_text()
+
+
+def test_a_sample_belongs_to_the_innermost_code_that_has_an_owner() -> None:
+    """The standard library's is its caller's."""
+    packages = "/a/lib/python3.11/site-packages"
+    stack = [
+        f"run ({packages}/celery/worker/worker.py:1)",
+        f"on_task ({packages}/celery/events/dispatcher.py:9)",
+        "dumps (/usr/lib/python3.11/json/__init__.py:5)",
+    ]
+    lines = [";".join(stack[:depth]) + f" {depth}" for depth in (1, 2, 3)]
+    lines.append(f"flush ({profile.ROOT}/routing/valkey/channel.py:7) 4")
+    assert list(profile._owners("\n".join([*lines, "main (x.py:1) 5"]))) == [
+        ("Celery: requests and the rest", 1),
+        ("Celery: events", 2),
+        ("Celery: events", 3),
+        ("Umbel: transport", 4),
+        ("Python itself", 5),
+    ]
 
 
 def test_every_system_has_its_file() -> None:
