@@ -67,7 +67,7 @@ bench: $(PEERS)/.installed ## measure Umbel beside its peers, 27 minutes (QUICK=
 	@$(PEERS)/bin/python -m benchmarks $(if $(QUICK),--quick) $(BENCH)
 
 .PHONY: profile
-profile: $(PEERS)/.installed ## where the time for one message goes, Umbel beside plain Celery, three minutes
+profile: $(PEERS)/.installed ## where the time for one message goes, Umbel beside plain Celery, two minutes
 	@PATH="$(abspath $(PEERS))/bin:$$PATH" $(PEERS)/bin/python -m benchmarks.profile
 
 MINUTES ?= 30

@@ -1,6 +1,6 @@
 """Where the processor's time for one message goes, by whose code it is: `make profile`.
 
-Samples the sender and the main process of a worker that drains, with py-spy, and divides what they
+Samples the sender and the processes of a worker that drains, with py-spy, and divides what they
 used by the messages. A sample belongs to the innermost frame that is no standard library's; C code
 belongs to who called it.
 """
