@@ -11,6 +11,7 @@ from kombu.utils.url import maybe_sanitize_url
 
 from umbel.config.settings import Settings
 from umbel.config.sources import Source
+from umbel.routing import rabbitmq
 from umbel.routing.queues import WorkQueue, not_kept
 from umbel.routing.topics import topics
 
@@ -58,7 +59,7 @@ class QueueShape:
     arguments: dict[str, Any]
     events: Sequence[str] = ()
     limits: dict[str, Any] = field(default_factory=dict)
-    not_kept: str | None = None
+    not_kept: Sequence[str] = ()
     jobs: Sequence[JobShape] = ()
     configured: dict[str, str] = field(default_factory=dict)
 
@@ -109,6 +110,10 @@ def topology(app: Any) -> Topology:
 def _family(
     app: Any, queue: WorkQueue, jobs: Iterable[Any], sources: Sequence[Source]
 ) -> QueueShape:
+    own = [job for job in jobs if job.work_queue.name == queue.name]
+    retries = [job.retry_policy for job in own if job.retry_policy]
+    delays_s = [delay_s for retry in retries for delay_s in retry.delays_s]
+    broken = [not_kept(queue, app.amqp.net), app.amqp.net and rabbitmq.not_kept(delays_s)]
     limits = {
         name: value
         for name in ("max_deliveries", "prefetch", "priorities", "shards")
@@ -120,8 +125,8 @@ def _family(
         arguments=app.amqp.queues[queue.parts[0]].queue_arguments or {},
         events=queue.events,
         limits=limits,
-        not_kept=not_kept(queue, app.amqp.net),
-        jobs=[_job(app, job, sources) for job in jobs if job.work_queue.name == queue.name],
+        not_kept=[said for said in broken if said],
+        jobs=[_job(app, job, sources) for job in own],
         configured=dict(_said(sources, "queues", queue.name)),
     )
 

@@ -14,9 +14,18 @@ queue with ours once it declares it alike. What is different, and where:
 
 from umbel.routing.rabbitmq.channel import refusals_named
 from umbel.routing.rabbitmq.connection import within
-from umbel.routing.rabbitmq.delays import Delays
+from umbel.routing.rabbitmq.delays import Delays, not_kept
 from umbel.routing.rabbitmq.runs import Runs
 from umbel.routing.rabbitmq.transport import SSLTransport, Transport
 from umbel.routing.refusals import Refused
 
-__all__ = ["Delays", "Refused", "Runs", "SSLTransport", "Transport", "refusals_named", "within"]
+__all__ = [
+    "Delays",
+    "Refused",
+    "Runs",
+    "SSLTransport",
+    "Transport",
+    "not_kept",
+    "refusals_named",
+    "within",
+]

@@ -1,13 +1,20 @@
 """Messages that wait for their time on the server, and not in a worker's memory.
 
-Kombu's native delayed delivery: a queue for each bit of the seconds, which a message leaves when
-that time is over, under the app's own names. Celery would use it for topic exchanges only, declare
-it at the start of every worker, and fail on less than a second. There it is not needed: what a
-worker gets ahead of its time, by less than a second, it keeps so long.
+A delay of up to `SOON_S` waits in one queue: that of the second in which it ends, with the time
+left as the message's own expiry. The server keeps the time of that, so an outage costs only itself.
+
+A longer one takes Kombu's native delayed delivery: a queue for each bit of the seconds, which a
+message leaves when that time is over, under the app's own names. Celery would use it for topic
+exchanges only, declare it at the start of every worker, and fail on less than a second. A server
+that is away passes nothing on, so such a delay may end later by an outage.
+
+Less than a second is not needed of either: what a worker gets so much ahead, it keeps so long.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from time import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +30,12 @@ from kombu.transport.native_delayed_delivery import (
 
 LONGEST_S = 2**MAX_NUMBER_OF_BITS_TO_USE - 1
 """More than eight years."""
+
+SECONDS = 64
+"""Queues for the seconds in which a delay ends: each serves every 64th."""
+
+SOON_S = SECONDS - 4
+"""Longest delay that takes one; the rest is for clocks that differ."""
 
 
 class Entrance(Exchange):
@@ -58,14 +71,19 @@ class Delays:
     """
 
     def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
         self._entrance = Entrance(namespace)
+        self._soon = Exchange(f"{namespace}_delayed_soon", type="topic")
         self._exit = Exchange(f"{namespace}_{CELERY_DELAYED_DELIVERY_EXCHANGE}", type="topic")
 
     def way(self, queue: Queue, seconds: float) -> dict[str, Any]:
         """The options of a publish to a queue, so and so many seconds from now.
 
-        Each bit is a word before the queue's name, and no more: a pattern with ``#`` would match
-        queues whose names end alike.
+        Both ways end in the same exchange. There each bit is a word before the queue's name, and
+        no more: a pattern with ``#`` would match queues whose names end alike.
+
+        Args:
+            seconds: 1 or more.
         """
         bits = "*." * MAX_NUMBER_OF_BITS_TO_USE
         reached = _Reached(
@@ -75,12 +93,60 @@ class Delays:
             durable=True,
             queue_arguments=queue.queue_arguments,
         )
+        if seconds > SOON_S:
+            return {
+                "exchange": self._entrance,
+                "routing_key": calculate_routing_key(min(int(seconds), LONGEST_S), queue.name),
+                "declare": [self._entrance, reached],
+                "mandatory": True,
+            }
+        now = time()
+        second = int(now + seconds)
+        number = second % SECONDS
         return {
-            "exchange": self._entrance,
-            "routing_key": calculate_routing_key(min(int(seconds), LONGEST_S), queue.name),
-            "declare": [self._entrance, reached],
+            "exchange": self._soon,
+            "routing_key": calculate_routing_key(SECONDS + number, queue.name),
+            "declare": [self._waits(number), reached],
             "mandatory": True,
+            "expiration": second - now,
         }
+
+    def _waits(self, number: int) -> Queue:
+        """The queue of a second, by the last bits of a key."""
+        free = MAX_NUMBER_OF_BITS_TO_USE - (SECONDS - 1).bit_length()
+        bits = calculate_routing_key(SECONDS + number, "#").split(".", free)[-1]
+        return Queue(
+            _room(number, self._namespace),
+            self._soon,
+            routing_key="*." * free + bits,
+            durable=True,
+            queue_arguments={
+                "x-queue-type": "quorum",
+                "x-overflow": "reject-publish",
+                "x-dead-letter-exchange": self._exit.name,
+                "x-dead-letter-strategy": "at-least-once",
+            },
+        )
+
+
+def not_kept(delays_s: Iterable[float]) -> str | None:
+    """What of some delays this broker keeps in part only; None if there is no such."""
+    if max(delays_s, default=0) <= SOON_S:
+        return None
+    return (
+        f"RabbitMQ may end retry delays over {SOON_S} s later, by as long as it was away meanwhile "
+        "(docs/delivery.md, RabbitMQ)"
+    )
+
+
+def waiting_rooms(namespace: str) -> list[str]:
+    """The names of all queues in which an app's messages wait for their time."""
+    levels = [level_name(level, namespace) for level in range(MAX_LEVEL + 1)]
+    return levels + [_room(number, namespace) for number in range(SECONDS)]
+
+
+def _room(number: int, namespace: str) -> str:
+    return f"{namespace}_delayed_soon_{number}"
 
 
 def way_back(delivery_info: dict[str, Any]) -> None:

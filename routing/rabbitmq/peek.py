@@ -13,9 +13,8 @@ from typing import Any
 
 from amqp.exceptions import NotFound, ResourceLocked
 from kombu.transport import pyamqp
-from kombu.transport.native_delayed_delivery import MAX_LEVEL, level_name
 
-from umbel.routing.rabbitmq.delays import way_back
+from umbel.routing.rabbitmq.delays import waiting_rooms, way_back
 
 MOST_RETURNS = 50
 """A queue whose next message was given back that often is left alone: half of the limit."""
@@ -56,9 +55,12 @@ def waiting(connection: Any, queue: str, most: int) -> tuple[int, list[Any], str
 
 def delayed(connection: Any, namespace: str) -> int:
     """How many messages wait for their time; getting them would change it."""
+    return sum(_ready(connection, queue) for queue in waiting_rooms(namespace))
+
+
+def _ready(connection: Any, queue: str) -> int:
     try:
         with closing(connection.channel()) as channel:
-            levels = [level_name(level, namespace) for level in range(MAX_LEVEL + 1)]
-            return sum(channel.queue_declare(one, passive=True).message_count for one in levels)
+            return int(channel.queue_declare(queue, passive=True).message_count)
     except NotFound:
         return 0

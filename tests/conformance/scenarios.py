@@ -14,7 +14,7 @@ from typing import Any
 
 from support.process import eventually
 
-from conformance.stages import RABBITMQ, Stage
+from conformance.stages import Stage
 
 Facts = dict[str, Any]
 
@@ -77,8 +77,7 @@ def delays(
     """Delays across a broker and a worker restart: none early, none lost, none much too late.
 
     Args:
-        late_s: how late at most, counted from the end of the outage where the time came in it. On
-            RabbitMQ the outage itself may be added: docs/delivery.md, Delays.
+        late_s: how late at most, counted from the end of the outage where the time came in it.
     """
     case, chance = stage.case(), random.Random(seed)
     delays_s = [round(chance.uniform(1, longest_s), 3) for _ in range(number)]
@@ -103,8 +102,7 @@ def delays(
         for count, (_, due) in sent.items()
         if due > away
     ]
-    allowed_s = late_s + (back - away if stage.broker == RABBITMQ else 0)
-    assert max(found_s, default=0) <= allowed_s, (max(found_s), back - away)
+    assert max(found_s, default=0) <= late_s, (max(found_s), back - away)
     doubled = len(found) - number
     return {
         "messages": number,

@@ -23,6 +23,7 @@ from umbel import BrokerUnavailable, JobFailed, Message, MessageRefused, Umbel
 from umbel.consumers.deadletters import Kind, Reason
 from umbel.routing.connections import Connection
 from umbel.routing.rabbitmq import Refused, within
+from umbel.routing.rabbitmq.delays import SOON_S
 from umbel.routing.rabbitmq.heartbeats import heartbeats
 
 pytestmark = pytest.mark.brokers("rabbitmq")
@@ -323,8 +324,10 @@ def run_celery(shop: ModuleType, *arguments: str) -> subprocess.CompletedProcess
 # Delays.
 
 
-def test_a_delay_is_the_servers(shop, rabbitmq, start_worker):
+@pytest.mark.parametrize("soon_s", [SOON_S, 0], ids=["short", "long"])
+def test_a_delay_is_the_servers(shop, rabbitmq, start_worker, monkeypatch, soon_s):
     """Neither a worker's memory nor its place: others run meanwhile, and it comes in time."""
+    monkeypatch.setattr("umbel.routing.rabbitmq.delays.SOON_S", soon_s)
     worker = start_worker(shop, queues=["shop"])
     shop.say.send(shop.Say(text="early"))
     sent_at = time()
@@ -337,6 +340,17 @@ def test_a_delay_is_the_servers(shop, rabbitmq, start_worker):
     assert handle.result(20) == "late"
     assert time() - sent_at >= 2.5
     assert marks(shop) == ["early", "meanwhile", "late"]
+
+
+def test_a_short_delay_has_one_end(shop, rabbitmq):
+    """One queue on its way, which knows the time: an outage cannot keep it for longer."""
+    begun = time()
+    for delay_s in (1.5, 2.5, 3):
+        shop.elsewhere.send(shop.Say(), delay_s=delay_s)
+    eventually(lambda: rabbitmq.counts("too.late") == (3, 0))
+    assert time() - begun >= 2
+    deaths = [one.headers["x-death"] for one in rabbitmq.waiting("too.late")]
+    assert [(len(death), death[0]["reason"]) for death in deaths] == [(1, "expired")] * 3
 
 
 def test_a_delayed_retry_comes_back_to_its_queue(shop, rabbitmq, start_worker):

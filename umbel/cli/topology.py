@@ -51,8 +51,8 @@ def declare(context: click.Context) -> None:
         for name in on_broker.declare(app):
             click.echo(f"{name} is there")
     for queue in topology_of(app).queues:
-        if queue.not_kept:
-            click.echo(f"note: {queue.name}: {queue.not_kept}")
+        for said in queue.not_kept:
+            click.echo(f"note: {queue.name}: {said}")
 
 
 @topology.command()
@@ -109,8 +109,7 @@ def _table(shown: Topology) -> Iterator[str]:
         yield f"queue {queue.name}{_facts(queue.limits)}{_origin(queue.configured)}"
         if len(queue.parts) > 1:
             yield f"    parts: {', '.join(queue.parts)}"
-        if queue.not_kept:
-            yield f"    note: {queue.not_kept}"
+        yield from (f"    note: {said}" for said in queue.not_kept)
         if queue.events:
             yield f"    events of {shown.exchange}: {', '.join(queue.events)}"
         for job in queue.jobs:
