@@ -21,6 +21,7 @@ from umbel.cli.contracts import contracts
 
 ROOT = Path(__file__).parents[2]
 ASYNCAPI = Path(__file__).parent / "asyncapi"
+PAGE = ASYNCAPI / "page"  # overrides one package: its next needs a newer Node.js than Debian's
 
 on_both = pytest.mark.brokers("valkey", "rabbitmq")
 
@@ -172,6 +173,42 @@ def test_the_official_parser_takes_the_asyncapi_document(write_app, tmp_path):
     assert received["reply"]["channel"] == {"$ref": "#/channels/results"}
     topic = document["channels"]["event.shop.sold"]
     assert topic["bindings"]["amqp"]["exchange"]["name"] == "shop.topics"
+
+
+def test_the_page_of_the_official_generator_shows_the_example(app_dir, tmp_path):
+    """Each operation, with its action, its address and its messages."""
+    shutil.copy(ROOT / "examples" / "events.py", app_dir)
+    file, directory = tmp_path / "events.json", tmp_path / "page"
+    export = f"-m celery -A events contracts export --format asyncapi --out {file}"
+    exported = subprocess.run([sys.executable, *export.split()], capture_output=True, text=True)
+    assert exported.returncode == 0, exported.stderr
+    generated = subprocess.run(
+        ["node", str(PAGE / "page.mjs"), str(file), str(directory)],
+        cwd=installed(PAGE),
+        capture_output=True,
+        text=True,
+    )
+    assert generated.returncode == 0, generated.stdout + generated.stderr
+    sold, prices = "kiosk.sold.v1", "kiosk.prices.changed.v1"
+    assert operations_on((directory / "index.html").read_text()) == {
+        "publish.kiosk.sold": ("send", "kiosk.sold", [sold]),
+        "publish.kiosk.prices.changed": ("send", "kiosk.prices.changed", [prices]),
+        "receive.book": ("receive", "kiosk.book", [sold]),
+        "receive.audit": ("receive", "kiosk.audit", [prices, sold]),
+        "receive.forget": ("receive", "kiosk.forget", [prices]),
+    }
+
+
+def operations_on(page: str) -> dict[str, tuple[str, str, list[str]]]:
+    """What the page's HTML shows, without the document that its scripts carry."""
+    body = page.partition('<div id="root">')[2].partition("<script")[0]
+    operations = body.partition('<section id="messages"')[0]
+    found = {}
+    for shown in re.split(r'<li [^>]*id="operation-', operations)[1:]:
+        [(action, address)] = re.findall(r'title="(\w+)">\w+</span> <span[^>]*>(.*?)<', shown)
+        [name] = re.findall("Operation ID<span[^>]*>(.*?)<", shown)
+        found[name] = action, address, re.findall("Message ID<span[^>]*>(.*?)<", shown)
+    return found
 
 
 def test_the_lock_files_of_npm_name_no_registry():
