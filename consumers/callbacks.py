@@ -6,14 +6,13 @@ A worker that dies in between runs the job once more and tells it once more, und
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from umbel.jobs.callbacks import Completed, Failed, callback_id
 from umbel.jobs.contracts import Message
 from umbel.jobs.webhooks import WEBHOOK, WebhookCall
-from umbel.jobs.wire import ON_FAILURE, ON_SUCCESS, Checked, Envelope, shown
+from umbel.jobs.wire import ON_FAILURE, ON_SUCCESS, SAGA, Checked, first_headers, shown
 from umbel.routing.queues import webhook_queue
 
 logger = logging.getLogger("umbel.worker")
@@ -51,18 +50,17 @@ def _tell(
             url=url, type=contract.contract_name, timestamp=datetime.now(UTC), data=payload
         )
         contract, payload = WebhookCall, visible.payload()
-    first = Envelope.first(
-        contract,
-        delivery.envelope.correlation_id or delivery.job_id,
-        delivery.job_id,
-        tracked=False,
-    )
+    envelope = delivery.envelope
+    correlation_id = envelope.correlation_id or delivery.job_id
+    headers = first_headers(contract, correlation_id, delivery.job_id, tracked=False)
+    if envelope.saga:
+        headers[SAGA] = envelope.saga
     delivery.app.send_task(
         address["job"],
         (Checked(payload),),
         queue=delivery.app.amqp.queue(address["queue"]),
         task_id=callback_id(delivery.job_id, which),
-        headers=replace(first, saga=delivery.envelope.saga).headers(),
+        headers=headers,
         ignore_result=True,
         argsrepr=shown(visible),
         kwargsrepr="",

@@ -89,25 +89,6 @@ class Envelope:
     saga: str | None = None
 
     @classmethod
-    def first(
-        cls,
-        contract: type[Message],
-        correlation_id: str,
-        causation_id: str | None,
-        *,
-        tracked: bool,
-    ) -> Self:
-        """Of a message that is sent for the first time."""
-        return cls(
-            contract=contract.contract_name,
-            version=contract.contract_version,
-            correlation_id=correlation_id,
-            causation_id=causation_id,
-            produced_at=datetime.now(UTC).isoformat(),
-            tracked=tracked,
-        )
-
-    @classmethod
     def read(cls, headers: Mapping[str, Any]) -> Self:
         """From a message's headers; what is malformed counts as absent, since strangers send too.
 
@@ -146,15 +127,32 @@ class Envelope:
         return {name: value for name, value in named.items() if value is not None}
 
 
-def event_headers(event_id: str, source: str, envelope: Envelope) -> dict[str, Any]:
+def first_headers(
+    contract: type[Message], correlation_id: str, causation_id: str | None, *, tracked: bool
+) -> dict[str, Any]:
+    """Our headers of a message that is sent for the first time."""
+    headers = {
+        CONTRACT: contract.contract_name,
+        VERSION: contract.contract_version,
+        CORRELATION_ID: correlation_id,
+        CAUSATION_ID: causation_id,
+        PRODUCED_AT: datetime.now(UTC).isoformat(),
+        TRACKED: tracked,
+    }
+    if causation_id is None:
+        del headers[CAUSATION_ID]
+    return headers
+
+
+def event_headers(event_id: str, source: str, headers: Mapping[str, Any]) -> dict[str, Any]:
     """An event's headers: ours, and the attributes of a CloudEvent."""
     return {
-        **envelope.headers(),
+        **headers,
         EVENT_ID: event_id,
         "ce-specversion": "1.0",
-        "ce-type": envelope.contract,
+        "ce-type": headers[CONTRACT],
         "ce-source": source,
-        "ce-time": envelope.produced_at,
+        "ce-time": headers[PRODUCED_AT],
     }
 
 

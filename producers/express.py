@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 from uuid import uuid4
 
@@ -24,15 +23,17 @@ from kombu.exceptions import OperationalError
 from pydantic_core import to_json
 
 from umbel.jobs.job import Job
-from umbel.jobs.wire import Envelope
 from umbel.routing.drawer import Letter
 from umbel.routing.valkey import Leased, Outlet
 
 _BODY_END = b'],{},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]'
+_origin = cache(anon_nodename)
+os.register_at_fork(after_in_child=_origin.cache_clear)  # the process is a part of it
+
 _SIGNALS = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Parcel:
     """One message, checked.
 
@@ -41,7 +42,7 @@ class Parcel:
         queue: where it goes.
         payload: as JSON.
         shown: for people.
-        envelope: our headers.
+        headers: ours.
         ignore_result: whether Celery keeps no result.
     """
 
@@ -49,7 +50,7 @@ class Parcel:
     queue: str
     payload: bytes
     shown: str
-    envelope: Envelope
+    headers: dict[str, Any]
     ignore_result: bool
 
 
@@ -64,7 +65,7 @@ class Express:
     def __init__(self, app: Any, open: Callable[[], bool]) -> None:
         self._app = app
         self._open = open
-        self._templates: dict[str, dict[str, Any] | None] = {}
+        self._templates: dict[str, bytes] = {}
         self._idle: deque[Outlet] = deque()
         os.register_at_fork(after_in_child=self._idle.clear)
 
@@ -75,7 +76,7 @@ class Express:
         parent = self._app.current_worker_task
         if parent is not None and parent._get_request().stamped_headers:
             return False
-        return self._template(job) is not None
+        return bool(self._template(job))
 
     @property
     def is_open(self) -> bool:
@@ -103,15 +104,15 @@ class Express:
         alone = len(connection.alt) <= 1 or connection.transport_cls == "sentinel"
         return alone and isinstance(connection.transport, Leased)
 
-    def _template(self, job: Job[Any, Any, Any]) -> dict[str, Any] | None:
-        """The headers that are the same for all messages of a job; None if options say more."""
+    def _template(self, job: Job[Any, Any, Any]) -> bytes:
+        """The headers that all messages of a job have, as JSON; empty if its options say more."""
         if job.name not in self._templates:
             options = {k: v for k, v in job._get_exec_options().items() if v is not None}
             limits = [options.pop("time_limit", None), options.pop("soft_time_limit", None)]
             unusual = options.keys() - {"ignore_result", "serializer"}
             if options.get("serializer", "json") != "json":
                 unusual.add("serializer")
-            self._templates[job.name] = None if unusual else _headers(job, limits)
+            self._templates[job.name] = b"" if unusual else to_json(_headers(job, limits))
         return self._templates[job.name]
 
     @cached_property
@@ -146,14 +147,20 @@ class Express:
             kombu.exceptions.OperationalError: they may or may not be in their queue.
         """
         elements = [
-            _message(letter.body, letter.headers, {**letter.properties, **_way(queue)})
+            _message(
+                letter.body, to_json(letter.headers), to_json({**letter.properties, **_way(queue)})
+            )
             for letter in letters
         ]
         self._push(queue, elements, [letter.sent for letter in letters] if self._events else [])
 
     def _push(self, queue: str, elements: Sequence[bytes], told: Sequence[dict[str, Any]]) -> None:
         events = [self._sent_event(queue, told)] if told else []
-        with self._outlet() as outlet:
+        try:
+            outlet = self._idle.pop()  # one that no other thread has now
+        except IndexError:
+            outlet = Outlet(self._app.connection_for_write())
+        try:
             for left in reversed(range(self._tries)):
                 try:
                     outlet.push(queue, elements, *events)
@@ -161,16 +168,6 @@ class Express:
                 except (redis.RedisError, OSError) as error:
                     if not left:
                         raise OperationalError(str(error)) from error
-
-    @contextmanager
-    def _outlet(self) -> Iterator[Outlet]:
-        """One that no other thread has now."""
-        try:
-            outlet = self._idle.pop()
-        except IndexError:
-            outlet = Outlet(self._app.connection_for_write())
-        try:
-            yield outlet
         finally:
             self._idle.append(outlet)
 
@@ -200,17 +197,15 @@ class Express:
             "root_id": root_id or parcel.job_id,
             "parent_id": parent_id,
             "argsrepr": parcel.shown,
-            "origin": anon_nodename(),
+            "origin": _origin(),
             "ignore_result": parcel.ignore_result,
+            **parcel.headers,
         }
+        properties = {"correlation_id": parcel.job_id, "reply_to": self._app.thread_oid}
         return _message(
             b"[[" + parcel.payload + _BODY_END,
-            {**(self._template(job) or {}), **own, **parcel.envelope.headers()},
-            {
-                "correlation_id": parcel.job_id,
-                "reply_to": self._app.thread_oid,
-                **_way(queue),
-            },
+            _extended(self._template(job), own),
+            to_json({**properties, **_way(queue)}),
         )
 
     @staticmethod
@@ -239,12 +234,8 @@ class Express:
         routing_key = "task.sent" if one else "task.multi"
         message = _message(
             to_json(events[0] if one else events),
-            self._events.headers,
-            {
-                "delivery_mode": 1,
-                "delivery_info": {"exchange": exchange, "routing_key": routing_key},
-                "delivery_tag": told[0]["uuid"],
-            },
+            to_json(self._events.headers),
+            to_json(_properties(1, exchange, routing_key, told[0]["uuid"])),
         )
         return exchange, routing_key, message
 
@@ -270,21 +261,27 @@ def _headers(job: Job[Any, Any, Any], limits: list[float | None]) -> dict[str, A
 
 def _way(queue: str) -> dict[str, Any]:
     """The properties that say where to."""
+    return _properties(2, "", queue, str(uuid4()))
+
+
+def _properties(mode: int, exchange: str, routing_key: str, tag: str) -> dict[str, Any]:
     return {
-        "delivery_mode": 2,
-        "delivery_info": {"exchange": "", "routing_key": queue},
-        "delivery_tag": str(uuid4()),
+        "delivery_mode": mode,
+        "delivery_info": {"exchange": exchange, "routing_key": routing_key},
+        "delivery_tag": tag,
+        "priority": 0,
+        "body_encoding": "base64",
     }
 
 
-def _message(body: bytes, headers: dict[str, Any], properties: dict[str, Any]) -> bytes:
+def _message(body: bytes, headers: bytes, properties: bytes) -> bytes:
     """Kombu's envelope, as its virtual transports write it."""
-    return to_json(
-        {
-            "body": b64encode(body).decode(),
-            "content-encoding": "utf-8",
-            "content-type": "application/json",
-            "headers": headers,
-            "properties": {**properties, "priority": 0, "body_encoding": "base64"},
-        }
+    return (
+        b'{"body":"%b","content-encoding":"utf-8","content-type":"application/json",'
+        b'"headers":%b,"properties":%b}' % (b64encode(body), headers, properties)
     )
+
+
+def _extended(template: bytes, own: dict[str, Any]) -> bytes:
+    """A JSON object with more in it."""
+    return template[:-1] + b"," + to_json(own)[1:]

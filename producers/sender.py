@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from dataclasses import replace
 from itertools import groupby
 from typing import Any, Protocol, TypeVar
 from uuid import uuid4
@@ -21,14 +20,11 @@ from umbel.jobs.outages import AWAY
 from umbel.jobs.records import Records
 from umbel.jobs.wire import (
     CORRELATION_ID,
-    ON_FAILURE,
-    ON_SUCCESS,
-    SAGA,
     TRACKED,
     Checked,
-    Envelope,
     Sealed,
     event_headers,
+    first_headers,
     shown,
 )
 from umbel.producers.express import Express, Parcel
@@ -119,8 +115,8 @@ class Sender:
         name, _ = contract_of(contract)
         checked = contract.checked(event)
         event_id = str(uuid4())
-        envelope = Envelope.first(contract, *_causes({}, event_id), tracked=False)
-        headers = event_headers(event_id, self._publisher.source, envelope)
+        ours = first_headers(contract, *_causes({}, event_id), tracked=False)
+        headers = event_headers(event_id, self._publisher.source, ours)
         what = (name, event_id, checked.payload(), shown(checked), headers)
 
         def emit(drawer: Drawer | None) -> None:
@@ -265,15 +261,9 @@ class Sender:
         queue = options.get("queue") or self._queue_for(job, seen)
         job_id = options.get("task_id") or str(uuid4())
         tracked = tracked and self._track(job_id, job.name)
-        headers = options.get("headers") or {}
-        causes = _causes(headers, job_id)
-        envelope = replace(
-            Envelope.first(job.contract, *causes, tracked=tracked),
-            on_success=headers.get(ON_SUCCESS),
-            on_failure=headers.get(ON_FAILURE),
-            saga=headers.get(SAGA),
-        )
-        return Parcel(job_id, queue, payload, shown(seen), envelope, ignore_result)
+        given = options.get("headers") or {}
+        headers = first_headers(job.contract, *_causes(given, job_id), tracked=tracked) | given
+        return Parcel(job_id, queue, payload, shown(seen), headers, ignore_result)
 
     def _queue_for(self, job: Job[Any, Any, Any], message: Message) -> str:
         if job.work_queue.shards:
@@ -302,8 +292,8 @@ class Sender:
         given = dict(options.get("headers") or {})
         wanted = given.get(TRACKED, not options.get("ignore_result"))
         tracked = wanted and self._track(job_id, job.name)
-        envelope = Envelope.first(job.contract, *_causes(given, job_id), tracked=tracked)
-        options["headers"] = {**given, **envelope.headers()}
+        ours = first_headers(job.contract, *_causes(given, job_id), tracked=tracked)
+        options["headers"] = given | ours
         options["argsrepr"] = shown(message)
         options["kwargsrepr"] = ""
         return (Checked(message.payload()),), options

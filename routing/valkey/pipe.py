@@ -6,8 +6,8 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import hiredis
@@ -28,6 +28,7 @@ class Pipe:
         self._connection = connection
         connection.connect()
         self._socket: Any = _bounded_by_kernel(connection._sock)
+        self._decrypted = getattr(self._socket, "pending", int)  # by TLS: the poller does not know
         self._reader = hiredis.Reader()
         self._lock = threading.Lock()
         self._awaited: deque[Answered] = deque()
@@ -48,10 +49,13 @@ class Pipe:
         Raises:
             redis.ConnectionError: the connection is lost; what was sent may have arrived.
         """
-        packed = b"".join(hiredis.pack_command(command) for _, command in commands)
-        with self._lock, _lost_when_it_fails():
-            self._awaited.extend(answered for answered, _ in commands)
-            self._socket.sendall(packed)
+        packed = b"".join([hiredis.pack_command(command) for _, command in commands])
+        with self._lock:
+            self._awaited.extend([answered for answered, _ in commands])
+            try:
+                self._socket.sendall(packed)
+            except OSError as error:
+                raise _lost(error) from error
 
     def receive(self) -> None:
         """Hand out the answers that are there; waits if there are none.
@@ -59,10 +63,12 @@ class Pipe:
         Raises:
             redis.ConnectionError: the connection is lost.
         """
-        with _lost_when_it_fails():
+        try:
             data = self._socket.recv(65536)
-            while getattr(self._socket, "pending", int)():  # TLS: more than the poller knows of
+            while self._decrypted():
                 data += self._socket.recv(65536)
+        except OSError as error:
+            raise _lost(error) from error
         if not data:
             raise redis.ConnectionError("the server closed the connection")
         self._reader.feed(data)
@@ -88,12 +94,8 @@ def _bounded_by_kernel(connected: Any) -> Any:
     return connected
 
 
-@contextmanager
-def _lost_when_it_fails() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise redis.ConnectionError(f"the connection was lost: {error}") from error
+def _lost(error: OSError) -> redis.ConnectionError:
+    return redis.ConnectionError(f"the connection was lost: {error}")
 
 
 def accepted(answer: Any) -> Any:
