@@ -46,9 +46,9 @@ class Row:
 
 
 ROWS = (
-    Row(faults.kill_worker, "`kill -9` of a worker", {VALKEY: 240, RABBITMQ: 220}, scenes=6),
+    Row(faults.kill_worker, "`kill -9` of a worker", {VALKEY: 240, RABBITMQ: 300}, scenes=6),
     Row(
-        faults.kill_all_workers, "`kill -9` of all workers", {VALKEY: 240, RABBITMQ: 220}, scenes=6
+        faults.kill_all_workers, "`kill -9` of all workers", {VALKEY: 220, RABBITMQ: 200}, scenes=6
     ),
     Row(faults.kill_child, "`kill -9` of a pool's child", {VALKEY: 30, RABBITMQ: 30}),
     Row(
@@ -60,7 +60,7 @@ ROWS = (
     Row(
         faults.stop_worker,
         "a worker stopped for two leases",
-        {VALKEY: 90, RABBITMQ: 90},
+        {VALKEY: 90, RABBITMQ: 60},
         strikes_on_celery=2,
     ),
     Row(faults.terminate_worker, "SIGTERM of a worker", {VALKEY: 35, RABBITMQ: 35}),
@@ -68,7 +68,7 @@ ROWS = (
     Row(
         faults.cut_connections,
         "a worker's connections cut, 5 times in a row",
-        {VALKEY: 65, RABBITMQ: 65},
+        {VALKEY: 65, RABBITMQ: 45},
         strikes_on_celery=2,
     ),
     Row(faults.kill_broker, "`kill -9` of the broker, restarted", {VALKEY: 40, RABBITMQ: 60}),
