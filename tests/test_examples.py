@@ -43,6 +43,7 @@ def test_an_example_runs(example, tmp_path, monkeypatch):
     """As a stranger would run it; it ends by itself."""
     for name in [name for name in os.environ if re.match("UMBEL_(?!TEST)|CELERY_", name)]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # in its order, as in a terminal
     assert f"python examples/{example}.py" in (EXAMPLES / f"{example}.py").read_text()
     shutil.copytree(EXAMPLES, tmp_path, dirs_exist_ok=True)
     command = [sys.executable, f"{example}.py"]
