@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -23,7 +23,9 @@ def kill_worker(scene: Scene) -> Strike:
     worker = scene.random.choice(scene.workers)
     strike = _strike([worker])
     worker.kill()
-    _revive([worker])
+    _await_end([worker])
+    strike = replace(strike, over=time.monotonic())
+    start_together([worker])
     return strike
 
 
@@ -33,7 +35,8 @@ def kill_all_workers(scene: Scene) -> Strike:
     for worker in scene.workers:
         for member in worker.members():
             member.kill()
-    _revive(scene.workers)
+    _await_end(scene.workers)
+    start_together(scene.workers)
     # Recovery begins with somebody who recovers.
     return replace(strike, over=time.monotonic())
 
@@ -43,7 +46,7 @@ def kill_child(scene: Scene) -> Strike:
     child = scene.random.choice([one for worker in scene.workers for one in worker.children()])
     at = time.monotonic()
     child.kill()
-    return Strike(at, at, frozenset({child.pid}))
+    return Strike(at, time.monotonic(), frozenset({child.pid}))
 
 
 def use_up_memory(scene: Scene) -> Strike:
@@ -159,11 +162,10 @@ def _outage(scene: Scene, workers: Iterable[Worker]) -> Strike:
     return replace(strike, pids=frozenset()) if isinstance(scene.broker, Valkey) else strike
 
 
-def _revive(workers: Sequence[Worker]) -> None:
-    """Start them again, as a supervisor does; nothing of the killed is left by then."""
+def _await_end(workers: Iterable[Worker]) -> None:
+    """Nothing of the killed is left, which may have begun a job at the very last moment."""
     for worker in workers:
         eventually(lambda one=worker: not (one.running or one.members()), 10, "the end of them all")
-    start_together(workers)
 
 
 def _restart(workers: Iterable[Worker]) -> Strike:

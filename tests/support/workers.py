@@ -12,9 +12,11 @@ from pathlib import Path
 from textwrap import dedent
 from types import ModuleType
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 from celery import Celery, _state
+from celery.backends.redis import ResultConsumer
 
 from support.process import RUN_MARK, LocalProcess
 from support.servers import Server
@@ -94,16 +96,33 @@ def write_app(
 
 
 def close_app(app: Celery) -> None:
-    """Close the app, and its backend's subscription.
+    """Close the app, and what each of its threads has subscribed to.
 
     A result that outlives its test (in a failure's traceback) unsubscribes when it is collected,
     and on a server that is gone that is 19 s of retries in the middle of another test.
     """
-    consumer = getattr(app._backend, "result_consumer", None)  # None if never used
-    if consumer and consumer._pubsub:
-        consumer.stop()
-        consumer._pubsub = None
+    for consumer in list(_subscribers):
+        if consumer.app is app and consumer._pubsub:
+            consumer.stop()
+            consumer._pubsub = None
     app.close()
+
+
+_subscribers: WeakSet[ResultConsumer] = WeakSet()
+"""Of every thread; an app itself knows the one of the thread that asks."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _know_subscribers() -> Iterator[None]:
+    init = ResultConsumer.__init__
+
+    def known(self: ResultConsumer, *args: Any) -> None:
+        init(self, *args)
+        _subscribers.add(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ResultConsumer, "__init__", known)
+        yield
 
 
 @pytest.fixture
