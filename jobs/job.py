@@ -356,12 +356,18 @@ def _options(  # noqa: PLR0917  as the two callers name them
     job_id: str | None,
 ) -> dict[str, Any]:
     """Celery's names for ours."""
-    options = {"countdown": delay_s, "expires": expires_s, "task_id": job_id}
-    options["queue"] = queue.at(priority) if priority else None
-    headers = {CORRELATION_ID: correlation_id} if correlation_id else {}
-    return {name: value for name, value in options.items() if value is not None} | {
-        "headers": headers
-    }
+    options: dict[str, Any] = {"headers": {}}
+    if delay_s is not None:
+        options["countdown"] = delay_s
+    if expires_s is not None:
+        options["expires"] = expires_s
+    if job_id is not None:
+        options["task_id"] = job_id
+    if priority:
+        options["queue"] = queue.at(priority)
+    if correlation_id:
+        options["headers"][CORRELATION_ID] = correlation_id
+    return options
 
 
 def declare(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from os import urandom
 from typing import Any, Self, TypeVar
 
 from umbel.jobs.contracts import Message
@@ -136,12 +137,24 @@ def first_headers(
         VERSION: contract.contract_version,
         CORRELATION_ID: correlation_id,
         CAUSATION_ID: causation_id,
-        PRODUCED_AT: datetime.now(UTC).isoformat(),
+        PRODUCED_AT: now(),
         TRACKED: tracked,
     }
     if causation_id is None:
         del headers[CAUSATION_ID]
     return headers
+
+
+def new_id() -> str:
+    """A UUID, version 4, as `uuid.uuid4` makes it, in a third of the time: each send takes two."""
+    text = urandom(16).hex()
+    variant = "89ab"[int(text[16], 16) & 3]
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{variant}{text[17:20]}-{text[20:]}"
+
+
+def now() -> str:
+    """UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat()
 
 
 def event_headers(event_id: str, source: str, headers: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The short way to Valkey: a message's JSON made in one go, and sent in one round trip.
 
 Celery builds, routes and encodes every message anew, though all messages of a job differ in a few
-fields only. Here the rest is made once for each job. The message is the same; whatever is unusual
-(a delay, a signal's receiver, routes, another broker) takes Celery's way.
+fields only. Here the rest is made once for each job, as a stencil: JSON with ``%b`` where a value
+is still to come. The message is the same; whatever is unusual (a delay, a signal's receiver,
+routes, another broker) takes Celery's way.
 """
 
 from __future__ import annotations
@@ -13,24 +14,29 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
-from uuid import uuid4
+from time import time
+from typing import Any, NamedTuple
 
 import redis
 from celery import signals
 from celery.utils.nodenames import anon_nodename
+from celery.utils.time import utcoffset
 from kombu.exceptions import OperationalError
 from pydantic_core import to_json
 
 from umbel.jobs.job import Job
+from umbel.jobs.wire import PRODUCED_AT, first_headers, new_id
 from umbel.routing.drawer import Letter
 from umbel.routing.valkey import Leased, Outlet
 
 _BODY_END = b'],{},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]'
-_origin = cache(anon_nodename)
-os.register_at_fork(after_in_child=_origin.cache_clear)  # the process is a part of it
 
-_SIGNALS = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
+_LATER: Any = "\0"
+
+
+def _stencil(whole: dict[str, Any]) -> bytes:
+    """As JSON, with ``%b`` for each value that is `_LATER`."""
+    return to_json(whole).replace(b"%", b"%%").replace(to_json(_LATER), b"%b")
 
 
 @dataclass(slots=True)
@@ -42,7 +48,11 @@ class Parcel:
         queue: where it goes.
         payload: as JSON.
         shown: for people.
-        headers: ours.
+        correlation_id: joins all that one request set off.
+        causation_id: the id of the job that sends.
+        produced_at: when, UTC, ISO 8601.
+        tracked: whether the store has a record of it.
+        more: headers beside those.
         ignore_result: whether Celery keeps no result.
     """
 
@@ -50,8 +60,36 @@ class Parcel:
     queue: str
     payload: bytes
     shown: str
-    headers: dict[str, Any]
+    correlation_id: str
+    causation_id: str | None
+    produced_at: str
+    tracked: bool
+    more: dict[str, Any]
     ignore_result: bool
+
+
+class Lineage(NamedTuple):
+    """Celery's ids of the first task and of the one that sends, as JSON."""
+
+    root: bytes
+    parent: bytes
+
+
+_NOBODY = Lineage(b"", b"null")
+
+
+class _Form(NamedTuple):
+    """The stencils of a job's messages to one queue; `Express._filled` knows their gaps.
+
+    Attributes:
+        headers: Celery's and ours.
+        properties: Kombu's.
+        event: what Flower learns of the sending; empty if it does not.
+    """
+
+    headers: bytes
+    properties: bytes
+    event: bytes
 
 
 class Express:
@@ -65,24 +103,28 @@ class Express:
     def __init__(self, app: Any, open: Callable[[], bool]) -> None:
         self._app = app
         self._open = open
-        self._templates: dict[str, bytes] = {}
+        self._usual: dict[str, bool] = {}
+        self._forms: dict[tuple[str, str, bool], _Form] = {}
         self._idle: deque[Outlet] = deque()
         os.register_at_fork(after_in_child=self._idle.clear)
+        os.register_at_fork(after_in_child=self._forms.clear)  # the process's id is in them
 
-    def takes(self, job: Job[Any, Any, Any]) -> bool:
-        """Whether messages of this job may go this way now."""
-        if not self.is_open:
-            return False
+    def lineage(self, job: Job[Any, Any, Any]) -> Lineage | None:
+        """What sends; None if messages of this job may not go this way now."""
+        if not self.is_open or not self._is_usual(job):
+            return None
         parent = self._app.current_worker_task
-        if parent is not None and parent._get_request().stamped_headers:
-            return False
-        return bool(self._template(job))
+        if parent is None:
+            return _NOBODY
+        request = parent._get_request()
+        if request.stamped_headers:
+            return None
+        return Lineage(to_json(request.root_id or request.id), to_json(request.id))
 
     @property
     def is_open(self) -> bool:
         """Whether anything may go this way now."""
-        heard = any(signal.receivers for signal in _SIGNALS)
-        return not heard and self._open() and self._suits
+        return not _is_heard() and self._open() and self._suits
 
     @cached_property
     def _suits(self) -> bool:
@@ -104,16 +146,15 @@ class Express:
         alone = len(connection.alt) <= 1 or connection.transport_cls == "sentinel"
         return alone and isinstance(connection.transport, Leased)
 
-    def _template(self, job: Job[Any, Any, Any]) -> bytes:
-        """The headers that all messages of a job have, as JSON; empty if its options say more."""
-        if job.name not in self._templates:
+    def _is_usual(self, job: Job[Any, Any, Any]) -> bool:
+        """Whether the job's options say nothing that its messages would have to."""
+        if job.name not in self._usual:
             options = {k: v for k, v in job._get_exec_options().items() if v is not None}
-            limits = [options.pop("time_limit", None), options.pop("soft_time_limit", None)]
-            unusual = options.keys() - {"ignore_result", "serializer"}
-            if options.get("serializer", "json") != "json":
-                unusual.add("serializer")
-            self._templates[job.name] = b"" if unusual else to_json(_headers(job, limits))
-        return self._templates[job.name]
+            known = {"ignore_result", "serializer", "time_limit", "soft_time_limit"}
+            self._usual[job.name] = (
+                options.keys() <= known and options.get("serializer", "json") == "json"
+            )
+        return self._usual[job.name]
 
     @cached_property
     def _tries(self) -> int:
@@ -125,20 +166,21 @@ class Express:
         """Celery's dispatcher, if Flower is to learn of sending."""
         return self._app.amqp._event_dispatcher if self._app.conf.task_send_sent_event else None
 
-    def send(self, job: Job[Any, Any, Any], parcels: Sequence[Parcel]) -> None:
+    def send(self, job: Job[Any, Any, Any], parcels: Sequence[Parcel], lineage: Lineage) -> None:
         """Send them, to each queue in their order.
 
         Raises:
             kombu.exceptions.OperationalError: they may or may not be in their queues.
         """
-        for queue in dict.fromkeys(parcel.queue for parcel in parcels):
-            self._send(job, queue, [parcel for parcel in parcels if parcel.queue == queue])
-
-    def _send(self, job: Job[Any, Any, Any], queue: str, parcels: Sequence[Parcel]) -> None:
-        causes = self._causes()
-        elements = [self._element(job, queue, parcel, *causes) for parcel in parcels]
-        told = [self._told(job, parcel, *causes) for parcel in parcels] if self._events else []
-        self._push(queue, elements, told)
+        loads: dict[str, tuple[list[bytes], list[bytes]]] = {}
+        for parcel in parcels:
+            form = self._form(job, parcel.queue, parcel.causation_id is not None)
+            element, event = self._filled(form, parcel, lineage)
+            elements, events = loads.setdefault(parcel.queue, ([], []))
+            elements.append(element)
+            events.append(event)
+        for queue, load in loads.items():
+            self._push(queue, *load)
 
     def forward(self, queue: str, letters: Sequence[Letter]) -> None:
         """Send what was put into a drawer, in its order.
@@ -148,14 +190,17 @@ class Express:
         """
         elements = [
             _message(
-                letter.body, to_json(letter.headers), to_json({**letter.properties, **_way(queue)})
+                letter.body,
+                to_json(letter.headers),
+                to_json({**letter.properties, **_properties(2, "", queue, new_id())}),
             )
             for letter in letters
         ]
-        self._push(queue, elements, [letter.sent for letter in letters] if self._events else [])
+        events = [to_json(self._told(letter.sent, queue)) for letter in letters if self._events]
+        self._push(queue, elements, events)
 
-    def _push(self, queue: str, elements: Sequence[bytes], told: Sequence[dict[str, Any]]) -> None:
-        events = [self._sent_event(queue, told)] if told else []
+    def _push(self, queue: str, elements: Sequence[bytes], events: Sequence[bytes]) -> None:
+        also = [self._announcement(events)] if self._events else []
         try:
             outlet = self._idle.pop()  # one that no other thread has now
         except IndexError:
@@ -163,7 +208,7 @@ class Express:
         try:
             for left in reversed(range(self._tries)):
                 try:
-                    outlet.push(queue, elements, *events)
+                    outlet.push(queue, elements, *also)
                     return
                 except (redis.RedisError, OSError) as error:
                     if not left:
@@ -176,72 +221,96 @@ class Express:
         while self._idle:
             self._idle.pop().close()
 
-    def _causes(self) -> tuple[str | None, str | None]:
-        """Celery's ids of the first task and of the one that sends."""
-        parent = self._app.current_worker_task
-        if parent is None:
-            return None, None
-        request = parent._get_request()
-        return request.root_id or request.id, request.id
+    def _form(self, job: Job[Any, Any, Any], queue: str, caused: bool) -> _Form:
+        key = (job.name, queue, caused)
+        if key not in self._forms:
+            self._forms[key] = self._make_form(job, queue, caused)
+        return self._forms[key]
 
-    def _element(
-        self,
-        job: Job[Any, Any, Any],
-        queue: str,
-        parcel: Parcel,
-        root_id: str | None,
-        parent_id: str | None,
-    ) -> bytes:
-        own = {
-            "id": parcel.job_id,
-            "root_id": root_id or parcel.job_id,
-            "parent_id": parent_id,
-            "argsrepr": parcel.shown,
-            "origin": _origin(),
-            "ignore_result": parcel.ignore_result,
-            **parcel.headers,
+    def _make_form(self, job: Job[Any, Any, Any], queue: str, caused: bool) -> _Form:
+        ours = first_headers(job.contract, _LATER, _LATER if caused else None, tracked=_LATER)
+        headers = {
+            **_celery_headers(job),
+            "id": _LATER,
+            "root_id": _LATER,
+            "parent_id": _LATER,
+            "argsrepr": _LATER,
+            "origin": anon_nodename(),
+            "ignore_result": _LATER,
+            **ours,
+            PRODUCED_AT: _LATER,
         }
-        properties = {"correlation_id": parcel.job_id, "reply_to": self._app.thread_oid}
-        return _message(
-            b"[[" + parcel.payload + _BODY_END,
-            _extended(self._template(job), own),
-            to_json({**properties, **_way(queue)}),
-        )
-
-    @staticmethod
-    def _told(
-        job: Job[Any, Any, Any], parcel: Parcel, root_id: str | None, parent_id: str | None
-    ) -> dict[str, Any]:
-        """What Flower learns of one sending."""
-        return {
-            "uuid": parcel.job_id,
-            "root_id": root_id or parcel.job_id,
-            "parent_id": parent_id,
+        properties = {"correlation_id": _LATER, "reply_to": _LATER}
+        told = {
+            "uuid": _LATER,
+            "root_id": _LATER,
+            "parent_id": _LATER,
             "name": job.name,
-            "args": parcel.shown,
+            "args": _LATER,
             "kwargs": "",
             "retries": 0,
             "eta": None,
             "expires": None,
         }
+        moment = {"utcoffset": _LATER, "clock": _LATER, "timestamp": _LATER}
+        return _Form(
+            _stencil(headers),
+            _stencil({**properties, **_properties(2, "", queue, _LATER)}),
+            _stencil(self._told({**told, **moment}, queue)) if self._events else b"",
+        )
 
-    def _sent_event(self, queue: str, told: Sequence[dict[str, Any]]) -> tuple[str, str, bytes]:
-        """The same of all: exchange, routing key, message."""
+    def _told(self, sent: dict[str, Any], queue: str) -> dict[str, Any]:
+        """An event of Celery's."""
         way = {"queue": queue, "exchange": "", "routing_key": queue}
-        events = [self._events._prepare_event("task-sent", {**one, **way}) for one in told]
+        return {**self._events._prepare_event("task-sent", way), **sent}
+
+    def _filled(self, form: _Form, parcel: Parcel, lineage: Lineage) -> tuple[bytes, bytes]:
+        """The message, and what Flower learns of it."""
+        job_id, shown = to_json(parcel.job_id), to_json(parcel.shown)
+        root_id = lineage.root or job_id
+        cause = () if parcel.causation_id is None else (to_json(parcel.causation_id),)
+        headers = form.headers % (
+            job_id,
+            root_id,
+            lineage.parent,
+            shown,
+            to_json(parcel.ignore_result),
+            to_json(parcel.correlation_id),
+            *cause,
+            to_json(parcel.produced_at),
+            to_json(parcel.tracked),
+        )
+        if parcel.more:
+            headers = headers[:-1] + b"," + to_json(parcel.more)[1:]
+        properties = form.properties % (job_id, to_json(self._app.thread_oid), to_json(new_id()))
+        element = _message(b"[[" + parcel.payload + _BODY_END, headers, properties)
+        if not self._events:
+            return element, b""
+        clock = self._events.clock.forward()
+        moment = (to_json(utcoffset()), to_json(clock), to_json(time()))
+        return element, form.event % (*moment, job_id, root_id, lineage.parent, shown)
+
+    def _announcement(self, events: Sequence[bytes]) -> tuple[str, str, bytes]:
+        """The same of all: exchange, routing key, message."""
         exchange = self._events.exchange.name
         one = len(events) == 1
         routing_key = "task.sent" if one else "task.multi"
         message = _message(
-            to_json(events[0] if one else events),
+            events[0] if one else b"[%b]" % b",".join(events),
             to_json(self._events.headers),
-            to_json(_properties(1, exchange, routing_key, told[0]["uuid"])),
+            _event_properties(exchange, routing_key) % to_json(new_id()),
         )
         return exchange, routing_key, message
 
 
-def _headers(job: Job[Any, Any, Any], limits: list[float | None]) -> dict[str, Any]:
-    """Celery's protocol 2, as `celery.app.amqp.AMQP.as_task_v2` fills it."""
+def _is_heard() -> bool:
+    """Whether anything listens to one of Celery's signals of sending."""
+    before, after = signals.before_task_publish, signals.after_task_publish
+    return bool(before.receivers or after.receivers or signals.task_sent.receivers)
+
+
+def _celery_headers(job: Job[Any, Any, Any]) -> dict[str, Any]:
+    """Protocol 2, as `celery.app.amqp.AMQP.as_task_v2` fills it, but for what varies."""
     return {
         "lang": "py",
         "task": job.name,
@@ -251,17 +320,12 @@ def _headers(job: Job[Any, Any, Any], limits: list[float | None]) -> dict[str, A
         "group": None,
         "group_index": None,
         "retries": 0,
-        "timelimit": limits,
+        "timelimit": [job.time_limit, job.soft_time_limit],
         "kwargsrepr": "",
         "replaced_task_nesting": 0,
         "stamped_headers": None,
         "stamps": {},
     }
-
-
-def _way(queue: str) -> dict[str, Any]:
-    """The properties that say where to."""
-    return _properties(2, "", queue, str(uuid4()))
 
 
 def _properties(mode: int, exchange: str, routing_key: str, tag: str) -> dict[str, Any]:
@@ -274,14 +338,14 @@ def _properties(mode: int, exchange: str, routing_key: str, tag: str) -> dict[st
     }
 
 
+@cache
+def _event_properties(exchange: str, routing_key: str) -> bytes:
+    return _stencil(_properties(1, exchange, routing_key, _LATER))
+
+
 def _message(body: bytes, headers: bytes, properties: bytes) -> bytes:
     """Kombu's envelope, as its virtual transports write it."""
     return (
         b'{"body":"%b","content-encoding":"utf-8","content-type":"application/json",'
         b'"headers":%b,"properties":%b}' % (b64encode(body), headers, properties)
     )
-
-
-def _extended(template: bytes, own: dict[str, Any]) -> bytes:
-    """A JSON object with more in it."""
-    return template[:-1] + b"," + to_json(own)[1:]

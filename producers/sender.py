@@ -7,7 +7,6 @@ from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from itertools import groupby
 from typing import Any, Protocol, TypeVar
-from uuid import uuid4
 
 from redis.exceptions import ReadOnlyError, ResponseError
 
@@ -25,6 +24,8 @@ from umbel.jobs.wire import (
     Sealed,
     event_headers,
     first_headers,
+    new_id,
+    now,
     shown,
 )
 from umbel.producers.express import Express, Parcel
@@ -39,6 +40,10 @@ Options = dict[str, Any]
 AT_ONCE = 1000
 """Most messages of one round trip."""
 
+_SHORT = {"task_id", "headers", "queue"}
+"""The options of a message that may go the short way."""
+
+_NOT_TAKEN = (*AWAY, ResponseError)
 
 _drawer: ContextVar[Drawer | None] = ContextVar("drawer", default=None)
 
@@ -94,7 +99,8 @@ class Sender:
 
     def send_many(self, job: Job[Any, Any, Any], messages: Iterable[Any]) -> list[Receipt]:
         """Fire and forget, together: all are checked before the first is sent."""
-        if self._fallback() or not self._express.takes(job):
+        lineage = None if self._fallback() else self._express.lineage(job)
+        if lineage is None:
             checked = [job.contract.checked(message) for message in messages]
             return [self.send(job, message, {}) for message in checked]
         parcels = [
@@ -103,7 +109,7 @@ class Sender:
         ]
         with self.reachable(job.name):
             for start in range(0, len(parcels), AT_ONCE):
-                self._express.send(job, parcels[start : start + AT_ONCE])
+                self._express.send(job, parcels[start : start + AT_ONCE], lineage)
         return [Receipt(parcel.job_id, job.name) for parcel in parcels]
 
     def publish(self, event: Event) -> Receipt:
@@ -114,7 +120,7 @@ class Sender:
         contract = type(event)
         name, _ = contract_of(contract)
         checked = contract.checked(event)
-        event_id = str(uuid4())
+        event_id = new_id()
         ours = first_headers(contract, *_causes({}, event_id), tracked=False)
         headers = event_headers(event_id, self._publisher.source, ours)
         what = (name, event_id, checked.payload(), shown(checked), headers)
@@ -139,13 +145,14 @@ class Sender:
         tracked: bool,
         ignore_result: bool,
     ) -> str:
-        if self._fallback() or _drawer.get():  # it may be sent twice: named, copies are known
-            options["task_id"] = options.get("task_id") or str(uuid4())
-            tracked = True
+        if not self._fallback() and not _drawer.get():
+            return self._to_broker(job, message, options, tracked, ignore_result)
+        # It may be sent twice: named, and tracked, copies are known.
+        options["task_id"] = options.get("task_id") or new_id()
 
         def publish(drawer: Drawer | None) -> str:
             if drawer is None:
-                return self._to_broker(job, message, dict(options), tracked, ignore_result)
+                return self._to_broker(job, message, dict(options), True, ignore_result)
             return self._into(drawer, job, message, dict(options), ignore_result)
 
         return self._out(publish)
@@ -158,16 +165,19 @@ class Sender:
         tracked: bool,
         ignore_result: bool,
     ) -> str:
-        with self.reachable(job.name):
-            if options.keys() <= {"task_id", "headers", "queue"} and self._express.takes(job):
+        try:
+            lineage = self._express.lineage(job) if options.keys() <= _SHORT else None
+            if lineage:
                 parcel = self._parcel(job, message, options, tracked, ignore_result)
-                self._express.send(job, [parcel])
+                self._express.send(job, [parcel], lineage)
                 return parcel.job_id
             headers = {TRACKED: tracked, **options.pop("headers", {})}
             result = job.apply_async(
                 (message,), headers=headers, ignore_result=ignore_result, **options
             )
-        return str(result.id)
+            return str(result.id)
+        except _NOT_TAKEN as error:
+            raise self._not_taken(job.name, error) from error
 
     def _into(
         self,
@@ -259,11 +269,14 @@ class Sender:
         payload = job.contract.encoded(message)
         seen = message if isinstance(message, Message) else job.contract.checked(message)
         queue = options.get("queue") or self._queue_for(job, seen)
-        job_id = options.get("task_id") or str(uuid4())
+        job_id = options.get("task_id") or new_id()
         tracked = tracked and self._track(job_id, job.name)
         given = options.get("headers") or {}
-        headers = first_headers(job.contract, *_causes(given, job_id), tracked=tracked) | given
-        return Parcel(job_id, queue, payload, shown(seen), headers, ignore_result)
+        causes = _causes(given, job_id)
+        more = {name: value for name, value in given.items() if name != CORRELATION_ID}
+        return Parcel(
+            job_id, queue, payload, shown(seen), *causes, now(), tracked, more, ignore_result
+        )
 
     def _queue_for(self, job: Job[Any, Any, Any], message: Message) -> str:
         if job.work_queue.shards:
@@ -288,7 +301,7 @@ class Sender:
             return (payload,), options
         message = job.contract.checked(payload)
         options["queue"] = options.get("queue") or self._queue_for(job, message)
-        options["task_id"] = job_id = options.get("task_id") or str(uuid4())
+        options["task_id"] = job_id = options.get("task_id") or new_id()
         given = dict(options.get("headers") or {})
         wanted = given.get(TRACKED, not options.get("ignore_result"))
         tracked = wanted and self._track(job_id, job.name)
@@ -320,16 +333,17 @@ class Sender:
         """
         try:
             yield
-        except (*AWAY, ResponseError) as error:
-            if _is_answer(error):
-                raise MessageRefused(
-                    f"{name} was not taken by {self._broker_name()}: {error}"
-                ) from error
-            raise BrokerUnavailable(
-                f"{name} was not taken by {self._broker_name()} within {self._timeout_s:g} s "
-                f"({error}). Is the server up? If it may have been taken, repeat the send with the "
-                "same job_id."
-            ) from error
+        except _NOT_TAKEN as error:
+            raise self._not_taken(name, error) from error
+
+    def _not_taken(self, name: str, error: Exception) -> MessageRefused | BrokerUnavailable:
+        problem = f"{name} was not taken by {self._broker_name()}"
+        if _is_answer(error):
+            return MessageRefused(f"{problem}: {error}")
+        return BrokerUnavailable(
+            f"{problem} within {self._timeout_s:g} s ({error}). Is the server up? If it may have "
+            "been taken, repeat the send with the same job_id."
+        )
 
 
 def _only_argument(job: Job[Any, Any, Any], args: Any, kwargs: Any) -> Any:

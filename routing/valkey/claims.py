@@ -116,14 +116,14 @@ class Claims:
 
     def _connect(self, connect: Callable[[], Any]) -> None:
         self._bell, self._pipe = Pipe(connect()), Pipe(connect())
-        self._claim_sha = self._pipe.ask("SCRIPT", "LOAD", CLAIM)
-        self._settle_sha = self._pipe.ask("SCRIPT", "LOAD", SETTLE)
-        self._park_sha = self._pipe.ask("SCRIPT", "LOAD", PARK)
-        bell = self._bell.ask("CLIENT", "ID")
-        self._bell.ask("SUBSCRIBE", "__redis__:invalidate")
-        self._bell.ask("SUBSCRIBE", f"{self._prefix}_umbel.wake.{self._id}.{self._number}")
+        scripts = [("SCRIPT", "LOAD", script) for script in (CLAIM, SETTLE, PARK)]
+        self._claim_sha, self._settle_sha, self._park_sha = self._pipe.ask(*scripts)
+        wake = f"{self._prefix}_umbel.wake.{self._id}.{self._number}"
+        bell, *_ = self._bell.ask(
+            ("CLIENT", "ID"), ("SUBSCRIBE", "__redis__:invalidate"), ("SUBSCRIBE", wake)
+        )
         # Of the keys named just after CACHING only: scripts read others, which change all the time.
-        self._pipe.ask("CLIENT", "TRACKING", "ON", "REDIRECT", bell, "OPTIN")
+        self._pipe.ask(("CLIENT", "TRACKING", "ON", "REDIRECT", bell, "OPTIN"))
 
     def consume(self, queues: Iterable[str]) -> None:
         """Take from these from now on."""

@@ -10,7 +10,7 @@ from typing import Any
 import redis
 from kombu.exceptions import OperationalError
 
-from umbel.routing.valkey.pipe import Command, Pipe, accepted
+from umbel.routing.valkey.pipe import Command, Pipe
 
 AT_ONCE = 500
 """Most messages of one write."""
@@ -67,14 +67,10 @@ class Outlet:
             check_replicas(answers[-1], channel.min_replicas)
 
     def _exchange(self, commands: Sequence[Command]) -> list[Any]:
-        answers: list[Any] = []
         try:
             if self._pipe is None:
                 self._pipe = Pipe(self._channel._new_connection())
-            self._pipe.send([(answers.append, command) for command in commands])
-            while len(answers) < len(commands):
-                self._pipe.receive()
-            return [accepted(answer) for answer in answers]
+            return self._pipe.ask(*commands)
         except (redis.RedisError, OSError):
             self._disconnect()
             raise

@@ -38,10 +38,20 @@ class Pipe:
         descriptor: int = self._socket.fileno()
         return descriptor
 
-    def ask(self, *command: Any) -> Any:
-        """One command, and wait; only before anything was sent."""
-        self._connection.send_command(*command, check_health=False)
-        return self._connection.read_response()
+    def ask(self, *commands: Command) -> list[Any]:
+        """Send them in one write, and wait for the answers; only where no other is awaited.
+
+        Raises:
+            redis.ConnectionError: the connection is lost; what was sent may have arrived.
+            redis.ResponseError: the server said no to one.
+        """
+        self._write(commands)
+        answers: list[Any] = []
+        while len(answers) < len(commands):
+            self._read()
+            while (answer := self._reader.gets()) is not False:
+                answers.append(answer)
+        return [accepted(answer) for answer in answers]
 
     def send(self, commands: Sequence[tuple[Answered, Command]]) -> None:
         """Send them in one write. Safe in threads.
@@ -49,13 +59,9 @@ class Pipe:
         Raises:
             redis.ConnectionError: the connection is lost; what was sent may have arrived.
         """
-        packed = b"".join([hiredis.pack_command(command) for _, command in commands])
         with self._lock:
             self._awaited.extend([answered for answered, _ in commands])
-            try:
-                self._socket.sendall(packed)
-            except OSError as error:
-                raise _lost(error) from error
+            self._write([command for _, command in commands])
 
     def receive(self) -> None:
         """Hand out the answers that are there; waits if there are none.
@@ -63,6 +69,20 @@ class Pipe:
         Raises:
             redis.ConnectionError: the connection is lost.
         """
+        self._read()
+        while (answer := self._reader.gets()) is not False:
+            if self._awaited:
+                self._awaited.popleft()(answer)
+
+    def _write(self, commands: Sequence[Command]) -> None:
+        packed = b"".join([hiredis.pack_command(command) for command in commands])
+        try:
+            self._socket.sendall(packed)
+        except OSError as error:
+            raise _lost(error) from error
+
+    def _read(self) -> None:
+        """What is there; waits if there is nothing at all."""
         try:
             data = self._socket.recv(65536)
             while self._decrypted():
@@ -72,9 +92,6 @@ class Pipe:
         if not data:
             raise redis.ConnectionError("the server closed the connection")
         self._reader.feed(data)
-        while (answer := self._reader.gets()) is not False:
-            if self._awaited:
-                self._awaited.popleft()(answer)
 
     def close(self) -> None:
         """What is not answered yet stays so."""
