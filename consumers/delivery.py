@@ -359,7 +359,7 @@ def settle(delivery: Delivery, outcome: Outcome) -> Any:
 
 def retry(delivery: Delivery, error: Exception, delay_s: float) -> NoReturn:
     """Send the message again for its next run."""
-    again(delivery, replace(delivery.envelope, deliveries=0), delay_s, delivery.attempt + 1)
+    again(delivery, delivery.envelope._replace(deliveries=0), delay_s, delivery.attempt + 1)
     raise CeleryRetry(exc=portable(error), when=delay_s)
 
 
@@ -369,7 +369,7 @@ def give_back(delivery: Delivery, returned: Returned) -> NoReturn:
         sleep(returned.delay_s)
         raise Reject(returned.why, requeue=True)  # to the head of its queue
     envelope = delivery.envelope
-    following = replace(envelope, returns=envelope.returns + returned.counted)
+    following = envelope._replace(returns=envelope.returns + returned.counted)
     again(delivery, following, returned.delay_s, attempt=delivery.attempt)
     logger.log(
         logging.DEBUG if returned.quiet else logging.WARNING,

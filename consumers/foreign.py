@@ -7,7 +7,7 @@ its contract is refused before anything of it is changed, so that its bytes are 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import NAMESPACE_OID, uuid4, uuid5
 from xml.etree.ElementTree import Element
@@ -153,7 +153,7 @@ def _checked(document: Document, contract: type[Message], envelope: Envelope) ->
     name, version = document.says
     name = name if name in names_of(contract) else contract.contract_name
     version = version if version and version > 0 else contract.contract_version
-    envelope = replace(envelope, contract=name, version=version)
+    envelope = envelope._replace(contract=name, version=version)
     content = document.content
     if version > contract.contract_version:
         # JSON is given back, for a newer worker: it needs no class to be read.
@@ -173,8 +173,7 @@ def _rewrite(
     causes = {"root_id": event.unique_id, "parent_id": event.unique_id} if event else {}
     envelope, known = checked.envelope, checked.message
     correlation_id = envelope.correlation_id or (message.properties or {}).get("correlation_id")
-    envelope = replace(
-        envelope,
+    envelope = envelope._replace(
         correlation_id=str(correlation_id or (event.unique_id if event else job_id)),
         causation_id=event.unique_id if event else envelope.causation_id,
         produced_at=event.time if event and event.time else envelope.produced_at,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Required
 
 from celery.app.task import Context
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
+from typing_extensions import TypedDict  # Pydantic wants this one before Python 3.12
 
 from umbel.consumers.deadletters import Reason, describe
 from umbel.routing.valkey import RAW_HEADER
@@ -32,15 +33,13 @@ class _Signature(BaseModel):  # type: ignore[no-redef]  # the plug-in's __init__
     options: dict[str, Any]
 
 
-class _Embedded(BaseModel):
+class _Embedded(TypedDict, total=False):
     """The third part of the body."""
 
-    model_config = ConfigDict(extra="allow")
-
-    callbacks: list[_Signature] | None = None
-    errbacks: list[_Signature] | None = None
-    chain: list[_Signature] | None = None
-    chord: _Signature | None = None
+    callbacks: list[_Signature] | None
+    errbacks: list[_Signature] | None
+    chain: list[_Signature] | None
+    chord: _Signature | None
 
 
 def _on_the_clock(time: datetime) -> datetime:
@@ -56,30 +55,31 @@ _Time = Annotated[datetime, AfterValidator(_on_the_clock)]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class _TaskHeaders(_Embedded):
+class _TaskHeaders(_Embedded, total=False):
     """What Celery's worker relies on in a protocol-2 message, and does not check itself.
 
     It takes what belongs into the body from here too, where the body has none.
     """
 
-    id: str = Field(min_length=1)
-    task: str = Field(min_length=1)
-    retries: int | None = Field(default=0, ge=0)
-    eta: _Time | None = None
-    expires: _Time | None = None
-    timelimit: tuple[_Seconds | None, _Seconds | None] | None = None
-    root_id: str | None = None
-    parent_id: str | None = None
-    shadow: str | None = None
-    argsrepr: str | None = None
-    kwargsrepr: str | None = None
-    stamped_headers: list[str] | None = None
-    stamps: dict[str, Any] | None = None
-    replaced_task_nesting: int | None = 0
-    group: str | None = None
-    ignore_result: bool | None = None
+    id: Required[Annotated[str, Field(min_length=1)]]
+    task: Required[Annotated[str, Field(min_length=1)]]
+    retries: Annotated[int, Field(ge=0)] | None
+    eta: _Time | None
+    expires: _Time | None
+    timelimit: tuple[_Seconds | None, _Seconds | None] | None
+    root_id: str | None
+    parent_id: str | None
+    shadow: str | None
+    argsrepr: str | None
+    kwargsrepr: str | None
+    stamped_headers: list[str] | None
+    stamps: dict[str, Any] | None
+    replaced_task_nesting: int | None
+    group: str | None
+    ignore_result: bool | None
 
 
+_HEADERS = TypeAdapter(_TaskHeaders)
 _BODY: TypeAdapter[Any] = TypeAdapter(tuple[list[Any], dict[str, Any], _Embedded | None])
 
 
@@ -108,7 +108,7 @@ def inspect(message: Any, known: Collection[str]) -> None:
     if reserved := _RESERVED & headers.keys():
         raise Misfit(Reason.MALFORMED, f"headers that Celery keeps to itself: {reserved}")
     try:
-        _TaskHeaders.model_validate(headers)
+        _HEADERS.validate_python(headers)
         _BODY.validate_python(message.payload)
         # Too deep to be pickled for a child: found there, it would cost the pool a place.
         to_jsonable_python([headers, message.payload], fallback=repr, bytes_mode="base64")

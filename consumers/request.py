@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from time import sleep
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import WorkerLostError
+from celery.app.task import Context
 from celery.exceptions import TimeLimitExceeded
 from celery.worker import request, state
 from kombu.asynchronous import get_event_loop
@@ -29,12 +29,24 @@ from umbel.jobs.records import JobState
 from umbel.jobs.wire import Envelope
 from umbel.routing.valkey import Holding
 
+_CELERYS = {*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"}
+"""The headers that are not `Context.headers`; Celery would find them out for every message."""
+
 
 class Held(request.Request):
     """One message in the hands of this worker: of a job, or of any of Celery's tasks."""
 
     lost = False
     _begun = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        facts = self._request_dict
+        facts.setdefault("headers", {name: facts[name] for name in facts.keys() - _CELERYS})
+
+    def read_here(self) -> None:
+        """The job is run in this process: what was read of its message is not read again."""
+        self._body, self._content_type, self._content_encoding = self._payload, None, None
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """The run has begun."""
@@ -128,7 +140,7 @@ class Request(Held):
         error = TimeoutError(f"ran longer than timeout_s={limit_s:g} and was killed")
         match failure(self._delivery, error):
             case Retried(delay_s=delay_s):
-                envelope = replace(self._delivery.envelope, deliveries=0)
+                envelope = self._delivery.envelope._replace(deliveries=0)
                 self._retry(envelope, delay_s, self._delivery.attempt + 1, describe(error))
             case Dead():
                 bury(self._delivery, Kind.DEAD, Reason.TIMED_OUT, error)
@@ -159,7 +171,7 @@ class Request(Held):
     def _settle_crash(self, error: BaseException, finish: Callable[[], None]) -> None:
         """By the number of runs without an outcome."""
         envelope = self._delivery.envelope
-        counted = replace(envelope, deliveries=envelope.deliveries + 1)
+        counted = envelope._replace(deliveries=envelope.deliveries + 1)
         if counted.deliveries < self._delivery.max_deliveries:
             why = f"{describe(error)} (run {counted.deliveries} without an outcome)"
             self._retry(counted, 0, self._delivery.attempt, why)

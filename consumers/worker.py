@@ -119,9 +119,10 @@ class Consumer(consumer.Consumer):
 
     def _flush_events(self) -> None:
         self._events_due = False
-        super()._flush_events()
-        if self.event_dispatcher:
+        if self.event_dispatcher:  # a new one with each connection
             self.event_dispatcher.buffer_limit = MOST_EVENTS
+            self.event_dispatcher.serializer = json.EVENTS
+        super()._flush_events()
 
     def update_strategies(self) -> None:
         """Celery's own tasks are held like jobs."""
@@ -206,8 +207,11 @@ class Worker(celery_worker.Worker):
     def _process_task(self, req: Any) -> None:
         """Called with each message; where a pool is asked only for a free process, it begins now:
         its child may take this process along before anybody hears of it."""
-        if self.pool.uses_semaphore and isinstance(req, Held):
-            req.begin()
+        if isinstance(req, Held):
+            if self.pool.uses_semaphore:
+                req.begin()
+            else:
+                req.read_here()
         super()._process_task(req)
 
     def start(self) -> None:

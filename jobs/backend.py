@@ -34,9 +34,11 @@ class _Recording(_Backend):
     app: Any
 
     def mark_as_done(
-        self, task_id: str, result: Any, request: Any = None, *args: Any, **kw: Any
+        self, task_id: str, result: Any, request: Any = None, store_result: bool = True, **kw: Any
     ) -> None:
-        self._write(request, partial(super().mark_as_done, task_id, result, request, *args, **kw))
+        if store_result or getattr(request, "chord", None):  # else nobody is told
+            mark = super().mark_as_done
+            self._write(request, partial(mark, task_id, result, request, store_result, **kw))
         if records := self._records_of(request):
             value = result.value if isinstance(result, Sealed) else result
             self._write(request, partial(records.succeeded, task_id, value, fence_of(request)))

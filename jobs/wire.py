@@ -7,10 +7,9 @@ carry a prefix.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from os import urandom
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from umbel.jobs.contracts import Message
 from umbel.routing.valkey import CLAIM_PROPERTY
@@ -58,8 +57,7 @@ class Sealed:
         return self._shown_as
 
 
-@dataclass(frozen=True)
-class Envelope:
+class Envelope(NamedTuple):
     """Our headers of one message.
 
     Attributes:

@@ -95,9 +95,12 @@ def holding(claim: str) -> Holding:
     return Holding.YES if _now_s() < until else Holding.UNKNOWN
 
 
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
 def _now_s() -> float:
     """Goes on while the machine sleeps, where there is such a clock."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+    return time.clock_gettime(_CLOCK)
 
 
 class Lease:
