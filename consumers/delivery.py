@@ -15,9 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import cached_property
 from time import monotonic, sleep
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, NoReturn, Protocol, Self, cast
 
 from celery.exceptions import Ignore, Reject
 from celery.exceptions import Retry as CeleryRetry
@@ -91,24 +90,26 @@ class Delivery:
     Attributes:
         job: which is to run.
         request: Celery's facts of the message, a `celery.app.task.Context`.
+        envelope: our headers.
         reruns: runs before this one within the same delivery: retries that keep their place.
     """
 
     job: Job[Any, Any, Any]
     request: Any
+    envelope: Envelope
     reruns: int = 0
+
+    @classmethod
+    def of(cls, job: Job[Any, Any, Any], request: Any) -> Self:
+        """The first run of what came."""
+        return cls(job, request, Envelope.read(vars(request)))
 
     @property
     def app(self) -> WorkerApp:
         """The job's, which here has more to it."""
         return cast(WorkerApp, self.job.app)
 
-    @cached_property
-    def envelope(self) -> Envelope:
-        """Our headers."""
-        return Envelope.read(vars(self.request))
-
-    @cached_property
+    @property
     def contract(self) -> type[Message]:
         """The class of the message.
 
@@ -127,7 +128,7 @@ class Delivery:
         """The job's id."""
         return str(self.request.id)
 
-    @cached_property
+    @property
     def tracked(self) -> bool:
         """Whether the store has, or shall have, a record."""
         return is_tracked(self.request) and self.app.store is not None
@@ -184,7 +185,7 @@ class Delivery:
 
 def deliver(job: Job[Any, Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run `job` on what a message carried. Returns the result, or raises Celery's signal."""
-    delivery = Delivery(job, job._get_request())
+    delivery = Delivery.of(job, job._get_request())
     with Reserved(delivery.app) as reserved:
         outcome = outcome_of(delivery, args, kwargs, reserved)
         while job.plan.keeps_order and (rest := in_place(delivery, outcome)):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Required
 
 from celery.app.task import Context
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
+from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 from typing_extensions import TypedDict  # Pydantic wants this one before Python 3.12
 
 from umbel.consumers.deadletters import Reason, describe
@@ -79,8 +79,8 @@ class _TaskHeaders(_Embedded, total=False):
     ignore_result: bool | None
 
 
-_HEADERS = TypeAdapter(_TaskHeaders)
-_BODY: TypeAdapter[Any] = TypeAdapter(tuple[list[Any], dict[str, Any], _Embedded | None])
+_HEADERS = TypeAdapter(_TaskHeaders).validator
+_BODY = TypeAdapter(tuple[list[Any], dict[str, Any], _Embedded | None]).validator
 
 
 class Misfit(Exception):
@@ -110,8 +110,7 @@ def inspect(message: Any, known: Collection[str]) -> None:
     try:
         _HEADERS.validate_python(headers)
         _BODY.validate_python(message.payload)
-        # Too deep to be pickled for a child: found there, it would cost the pool a place.
-        to_jsonable_python([headers, message.payload], fallback=repr, bytes_mode="base64")
+        _refuse_too_deep([headers, message.payload])
     except ValidationError as error:
         raise Misfit(Reason.MALFORMED, _first_problems(error)) from error
     except Exception as error:
@@ -122,6 +121,14 @@ def inspect(message: Any, known: Collection[str]) -> None:
         raise Misfit(
             Reason.UNKNOWN_JOB, f"no job {headers['task']!r} in this worker; it has: {names}"
         )
+
+
+def _refuse_too_deep(value: Any) -> None:
+    """What cannot be pickled for a child: found there, it would cost the pool a place."""
+    try:
+        to_json(value, fallback=repr, bytes_mode="base64")
+    except PydanticSerializationError:  # or it has text that is no Unicode, which is no harm
+        to_jsonable_python(value, fallback=repr, bytes_mode="base64")
 
 
 def _first_problems(error: ValidationError) -> str:

@@ -42,11 +42,14 @@ class Held(request.Request):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         facts = self._request_dict
-        facts.setdefault("headers", {name: facts[name] for name in facts.keys() - _CELERYS})
+        own = {name: facts[name] for name in facts.keys() - _CELERYS}
+        facts.setdefault("headers", own or None)
 
     def read_here(self) -> None:
         """The job is run in this process: what was read of its message is not read again."""
-        self._body, self._content_type, self._content_encoding = self._payload, None, None
+        if not self._decoded:
+            payload = self._message.payload
+            self._body, self._content_type, self._content_encoding = payload, None, None
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """The run has begun."""
@@ -195,7 +198,7 @@ class Request(Held):
 
     @property
     def _delivery(self) -> Delivery:
-        return Delivery(self._job, self._context)
+        return Delivery.of(self._job, self._context)
 
 
 def _error_of(exc_info: Any) -> BaseException:

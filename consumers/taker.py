@@ -203,7 +203,7 @@ class Taker(threading.Thread):
         )
         wait_s = seconds_until(message.headers.get("eta"))
         if wait_s > 0 and isinstance(task, Job):  # a plain producer's; ours wait on the server
-            delivery = Delivery(task, request._context)
+            delivery = Delivery.of(task, request._context)
             again(delivery, delivery.envelope, wait_s, delivery.attempt)
             request.acknowledge()
             return

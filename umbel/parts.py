@@ -177,6 +177,14 @@ class Parts(Celery):
 
         return OutboxFallback(database)
 
+    def uses_utc_timezone(self) -> bool:
+        """Asked for each message; Celery's answer takes a lock each time."""
+        return self._is_on_utc
+
+    @cached_property
+    def _is_on_utc(self) -> bool:
+        return bool(super().uses_utc_timezone())
+
     def close(self) -> None:
         """Close this app's connections."""
         self._express.close()

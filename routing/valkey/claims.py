@@ -339,7 +339,8 @@ class Claims:
                     return
                 claim, queue, element = self._ahead.popleft()
             message = read_element(element, queue, claim)
-            if (wait_s := seconds_until((message["headers"] or {}).get("eta"))) > 0:
+            eta = (message["headers"] or {}).get("eta")
+            if eta and (wait_s := seconds_until(eta)) > 0:
                 self._park(claim, message, wait_s)
             else:
                 message["properties"][CLAIM_PROPERTY] = claim

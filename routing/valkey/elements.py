@@ -116,7 +116,7 @@ def _has_readable_body(body: Any, encoding: Any) -> bool:
     if encoding != "base64":
         return False
     try:
-        base64.b64decode(body)
-    except (binascii.Error, ValueError):
+        binascii.a2b_base64(body)
+    except ValueError:
         return False
     return True
