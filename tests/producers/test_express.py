@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+from contextlib import contextmanager, nullcontext
 
 import pytest
 from celery import signals
+from celery._state import _task_stack
+from celery.app.task import Context
 from pydantic import SecretStr
 
-from umbel import ContractError, Message, Umbel
+from umbel import ContractError, Failed, JobContext, Message, Umbel
+from umbel.jobs.context import current
 
 VARY = {"id", "root_id", "umbel-correlation-id", "umbel-produced-at", "correlation_id"}
 VARY |= {"delivery_tag", "timestamp", "clock", "uuid"}
@@ -41,6 +45,11 @@ def app(app_dir, valkey):
     def plain(message: Plain) -> None:
         pass
 
+    @app.job(name="told")
+    def told(message: Failed) -> None:
+        pass
+
+    app.finalize()
     yield app
     app.close()
 
@@ -60,13 +69,13 @@ def celerys_way(send):
     assert [job_id for _, job_id in seen] == [receipt.id], "the signal fires, once"
 
 
-def read(element: bytes) -> dict:
+def read(element: bytes, vary: set[str] = VARY) -> dict:
     message = json.loads(element)
     message["body"] = json.loads(base64.b64decode(message["body"]))
     if isinstance(message["body"], dict):
-        message["body"] = {k: v for k, v in message["body"].items() if k not in VARY}
+        message["body"] = {k: v for k, v in message["body"].items() if k not in vary}
     for part in ("headers", "properties"):
-        message[part] = {k: v for k, v in message[part].items() if k not in VARY}
+        message[part] = {k: v for k, v in message[part].items() if k not in vary}
     for name in LEFT_OUT:
         message["properties"].pop(name, None)
     return message
@@ -91,6 +100,46 @@ def test_both_ways_write_one_message(app, valkey, job, message, way):
     short, long = (read(one) for one in reversed(client.lrange(job.work_queue.name, 0, -1)))
     assert short == long
     assert "s3cret" not in json.dumps(short["headers"])
+
+
+@contextmanager
+def inside(task):
+    """As in a job that a worker runs."""
+    request = {"id": "the job's", "root_id": 'the first "%b"', "called_directly": False}
+    task.request_stack.push(Context(request))
+    _task_stack.push(task)
+    token = current.set(JobContext("the job's", correlation_id="all %s"))
+    try:
+        yield
+    finally:
+        current.reset(token)
+        _task_stack.pop()
+        task.request_stack.pop()
+
+
+@pytest.mark.parametrize("correlation", [{}, {"correlation_id": "100 %"}])
+@pytest.mark.parametrize("where", [nullcontext, inside])
+def test_both_ways_put_what_varies_into_the_same_places(app, valkey, where, correlation):
+    """Ids are whatever their senders say; what made and what follows a message is told too."""
+    job, client = app.jobs["shop.plain"], valkey.client()
+    heard = client.pubsub()
+    heard.psubscribe("*shop.events*")
+    heard.get_message(timeout=5)
+    named = {"job_id": '"7" \\ %b \u2028', "on_failure": app.jobs["told"], **correlation}
+
+    def send():
+        with where(job):
+            return job.send(Plain(number=1), **named)
+
+    send()
+    celerys_way(send)
+    vary = {"umbel-produced-at", "delivery_tag", "timestamp", "clock"}
+    elements = reversed(client.lrange("shop", 0, -1))
+    short, long = (read(element, vary) for element in elements)
+    assert short == long
+    assert ("umbel-causation-id" in short["headers"]) is (where is inside)
+    short, long = (read(heard.get_message(timeout=5)["data"], vary) for _ in range(2))
+    assert short == long
 
 
 def test_both_ways_tell_flower_of_the_sending(app, valkey):
