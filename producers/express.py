@@ -172,11 +172,11 @@ class Express:
         Raises:
             kombu.exceptions.OperationalError: they may or may not be in their queues.
         """
-        loads: dict[str, tuple[list[bytes], list[bytes]]] = {}
+        loads: dict[str, tuple[str, list[bytes], list[bytes]]] = {}
         for parcel in parcels:
             form = self._form(job, parcel.queue, parcel.causation_id is not None)
             element, event = self._filled(form, parcel, lineage)
-            elements, events = loads.setdefault(parcel.queue, ([], []))
+            _, elements, events = loads.setdefault(parcel.queue, (parcel.job_id, [], []))
             elements.append(element)
             events.append(event)
         for queue, load in loads.items():
@@ -197,10 +197,12 @@ class Express:
             for letter in letters
         ]
         events = [to_json(self._told(letter.sent, queue)) for letter in letters if self._events]
-        self._push(queue, elements, events)
+        self._push(queue, letters[0].id, elements, events)
 
-    def _push(self, queue: str, elements: Sequence[bytes], events: Sequence[bytes]) -> None:
-        also = [self._announcement(events)] if self._events else []
+    def _push(
+        self, queue: str, first: str, elements: Sequence[bytes], events: Sequence[bytes]
+    ) -> None:
+        also = [self._announcement(events, tag=first)] if self._events else []
         try:
             outlet = self._idle.pop()  # one that no other thread has now
         except IndexError:
@@ -290,7 +292,7 @@ class Express:
         moment = (to_json(utcoffset()), to_json(clock), to_json(time()))
         return element, form.event % (*moment, job_id, root_id, lineage.parent, shown)
 
-    def _announcement(self, events: Sequence[bytes]) -> tuple[str, str, bytes]:
+    def _announcement(self, events: Sequence[bytes], tag: str) -> tuple[str, str, bytes]:
         """The same of all: exchange, routing key, message."""
         exchange = self._events.exchange.name
         one = len(events) == 1
@@ -298,7 +300,7 @@ class Express:
         message = _message(
             events[0] if one else b"[%b]" % b",".join(events),
             to_json(self._events.headers),
-            _event_properties(exchange, routing_key) % to_json(new_id()),
+            _event_properties(exchange, routing_key) % to_json(tag),
         )
         return exchange, routing_key, message
 
