@@ -108,7 +108,7 @@ class Message(BaseModel):
             return to_json(cls.checked(message).payload())
         try:
             data = cls.__pydantic_serializer__.to_json(message, by_alias=True, warnings=False)
-            cls.model_validate_json(data, extra="forbid")
+            cls.__pydantic_validator__.validate_json(data, extra="forbid")
         except PydanticSerializationError as error:
             raise ContractError(cls.contract_name, [str(error)]) from error
         except ValidationError as error:
@@ -133,7 +133,8 @@ class Message(BaseModel):
         # models would refuse what JSON has no type for.
         data = to_json(payload, bytes_mode="base64", inf_nan_mode="null", fallback=_secret_value)
         try:
-            return cls.model_validate_json(data, extra=extra)
+            read: Self = cls.__pydantic_validator__.validate_json(data, extra=extra)
+            return read
         except ValidationError as error:
             raise contract_error(cls, error) from error
 

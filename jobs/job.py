@@ -286,8 +286,8 @@ class Job(Task, Generic[M, R, C]):
         Raises:
             pydantic.ValidationError: it is not what the return annotation says.
         """
-        checked = self._result_adapter.validate_python(result)
-        dump = partial(self._result_adapter.dump_python, checked)
+        checked = self._result_adapter.validator.validate_python(result)
+        dump = partial(self._result_adapter.serializer.to_python, checked)
         return Sealed(in_clear(dump, secret=self._result_has_secrets), shown(checked))
 
     def decode_result(self, data: Any) -> R:
