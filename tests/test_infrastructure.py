@@ -253,7 +253,7 @@ def test_close_ends_the_session_and_nothing_else(tmp_path: Path) -> None:
             if process.pid not in before:
                 process.kill()
         stranger.wait()
-    eventually(lambda: {process.pid for process in left_behind()} == before)
+    eventually(lambda: {process.pid for process in left_behind()} <= before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
