@@ -26,10 +26,13 @@ from pydantic_core import to_json
 
 from umbel.jobs.job import Job
 from umbel.jobs.wire import PRODUCED_AT, first_headers, new_id
-from umbel.routing.drawer import Letter
+from umbel.routing.drawer import Letter, told
 from umbel.routing.valkey import Leased, Outlet
 
 _BODY_END = b'],{},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]'
+
+_MOMENT = ("utcoffset", "clock", "timestamp")
+"""The fields of an event that say when it was."""
 
 _LATER: Any = "\0"
 
@@ -196,7 +199,8 @@ class Express:
             )
             for letter in letters
         ]
-        events = [to_json(self._told(letter.sent, queue)) for letter in letters if self._events]
+        sent = [letter.sent for letter in letters] if self._events else []
+        events = [to_json(self._sent_event(one, queue)) for one in sent]
         self._push(queue, letters[0].id, elements, events)
 
     def _push(
@@ -243,25 +247,14 @@ class Express:
             PRODUCED_AT: _LATER,
         }
         properties = {"correlation_id": _LATER, "reply_to": _LATER}
-        told = {
-            "uuid": _LATER,
-            "root_id": _LATER,
-            "parent_id": _LATER,
-            "name": job.name,
-            "args": _LATER,
-            "kwargs": "",
-            "retries": 0,
-            "eta": None,
-            "expires": None,
-        }
-        moment = {"utcoffset": _LATER, "clock": _LATER, "timestamp": _LATER}
+        sent = {**told(_LATER, job.name, headers), **dict.fromkeys(_MOMENT, _LATER)}
         return _Form(
             _stencil(headers),
             _stencil({**properties, **_properties(2, "", queue, _LATER)}),
-            _stencil(self._told({**told, **moment}, queue)) if self._events else b"",
+            _stencil(self._sent_event(sent, queue)) if self._events else b"",
         )
 
-    def _told(self, sent: dict[str, Any], queue: str) -> dict[str, Any]:
+    def _sent_event(self, sent: dict[str, Any], queue: str) -> dict[str, Any]:
         """An event of Celery's."""
         way = {"queue": queue, "exchange": "", "routing_key": queue}
         return {**self._events._prepare_event("task-sent", way), **sent}
@@ -290,7 +283,7 @@ class Express:
             return element, b""
         clock = self._events.clock.forward()
         moment = (to_json(utcoffset()), to_json(clock), to_json(time()))
-        return element, form.event % (*moment, job_id, root_id, lineage.parent, shown)
+        return element, form.event % (*moment, job_id, shown, root_id, lineage.parent)
 
     def _announcement(self, events: Sequence[bytes], tag: str) -> tuple[str, str, bytes]:
         """The same of all: exchange, routing key, message."""

@@ -47,14 +47,19 @@ class Letter:
     @property
     def sent(self) -> dict[str, Any]:
         """What Flower learns of the sending."""
-        same = ("root_id", "parent_id", "retries", "eta", "expires")
-        return {
-            "uuid": self.id,
-            "name": self.name,
-            "args": self.headers.get("argsrepr"),
-            "kwargs": self.headers.get("kwargsrepr"),
-            **{field: self.headers.get(field) for field in same},
-        }
+        return told(self.id, self.name, self.headers)
+
+
+def told(job_id: str, name: str, headers: Mapping[str, Any]) -> dict[str, Any]:
+    """What Flower learns of a sending, as Celery has it in its `task-sent` events."""
+    same = ("root_id", "parent_id", "retries", "eta", "expires")
+    return {
+        "uuid": job_id,
+        "name": name,
+        "args": headers.get("argsrepr"),
+        "kwargs": headers.get("kwargsrepr"),
+        **{field: headers.get(field) for field in same},
+    }
 
 
 class Drawer:

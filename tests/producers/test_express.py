@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -152,6 +153,8 @@ def test_both_ways_tell_flower_of_the_sending(app, valkey):
     celerys_way(lambda: job.send(Plain(number=1)))
     short, long = (heard.get_message(timeout=5) for _ in range(2))
     assert short["channel"] == long["channel"] == b"/0.shop.events/task.sent"
+    event = json.loads(base64.b64decode(json.loads(short["data"])["body"]))
+    assert abs(event["timestamp"] - time.time()) < 60
     assert read(short["data"]) == read(long["data"])
 
 
