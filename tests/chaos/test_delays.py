@@ -11,6 +11,8 @@ from support.servers import Valkey
 from chaos import faults
 
 LATE_S = 2.0
+MOVED_S = 4.0
+"""Longest time in which RabbitMQ passes on what was delayed, on a busy machine and disk."""
 
 
 @pytest.mark.brokers("valkey", "rabbitmq")
@@ -28,7 +30,13 @@ def test_delays_outlive_everybody(scene):
     # A lease, or the time in which RabbitMQ finds its queues and Celery finds RabbitMQ.
     there_at = time.monotonic() + (scene.lease_s if isinstance(scene.broker, Valkey) else 4)
     tally = scene.finish()
-    assert not tally.unexplained(*strikes)
+    unexplained = tally.unexplained(*strikes)
+    if not isinstance(scene.broker, Valkey):
+        # Where a delay ends the server sends a copy on, and forgets its own when that is safe: if
+        # it is killed in between there are two.
+        broken_off = (strikes[1].at - MOVED_S, strikes[1].over)
+        unexplained -= {n for n, due in due_at.items() if broken_off[0] < due < broken_off[1]}
+    assert not unexplained
     for number, due in due_at.items():
         begun_at = tally.runs[number][0].begun_at
         assert due < begun_at < max(due, there_at) + LATE_S
