@@ -22,7 +22,7 @@ from unittest.mock import patch
 
 from support.process import eventually
 from support.servers import Server
-from support.workers import Worker, close_app
+from support.workers import Worker
 
 from chaos.brokers import held
 from chaos.subjects.effects import FILE
@@ -213,5 +213,5 @@ class Scene:
         for worker in self.workers:
             worker.close()
             print(worker.logs()[-4000:])  # shown when a test fails
-        close_app(self.app.app)
+        self.app.app.close()
         del sys.modules[self.app.__name__]

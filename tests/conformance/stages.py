@@ -21,7 +21,7 @@ import pytest
 from redis import Redis
 from support.process import eventually
 from support.servers import RabbitMQ, RedisServer, Server, Valkey
-from support.workers import Worker, close_app
+from support.workers import Worker
 
 from umbel.config.embedded import Embedded
 
@@ -160,7 +160,7 @@ class Stage:
             worker.close()
         for module in self._modules:
             del sys.modules[module.__name__]
-            close_app(module.app)
+            module.app.close()
         if self.broker == EMBEDDED:
             Embedded.at(self.env["UMBEL_BROKER_URL"]).release()
 

@@ -7,7 +7,6 @@ import json
 import pytest
 from celery import Celery
 from support.process import eventually
-from support.workers import close_app
 
 from umbel import ContractError, JobState, Message
 from umbel.consumers.deadletters import Kind, Reason
@@ -19,10 +18,9 @@ wire = pytest.mark.promise("4 On the wire")
 @pytest.fixture
 def plain(stage):
     """A program with Celery and without Umbel."""
-    app = Celery("plain", broker=stage.plain_url, set_as_current=False)
-    app.conf.task_create_missing_queue_type = "quorum"
-    yield app
-    close_app(app)
+    with Celery("plain", broker=stage.plain_url, set_as_current=False) as app:
+        app.conf.task_create_missing_queue_type = "quorum"
+        yield app
 
 
 def send_plainly(stage, plain, args, *, name="conformance.work", **options) -> str:
@@ -172,8 +170,8 @@ def test_plain_producer(stage, plain):
 def test_envelope(fresh):
     """A job's message is Celery's protocol 2 in JSON, our headers beside it."""
     receipt = fresh.app.work.send(fresh.app.Work(case="1", number=3), correlation_id="c")
-    app = Celery("plain", broker=fresh.plain_url, set_as_current=False)
-    with app.connection_for_read() as connection:
+    plain = Celery("plain", broker=fresh.plain_url, set_as_current=False)
+    with plain, plain.connection_for_read() as connection:
         message = connection.default_channel.basic_get("conformance")
         headers = message.headers
         assert (headers["task"], headers["id"]) == ("conformance.work", receipt.id)
@@ -182,7 +180,6 @@ def test_envelope(fresh):
         body = message.body
         assert json.loads(body)[0] == [payload]
         assert message.content_type == "application/json"
-    close_app(app)
 
 
 @wire

@@ -92,20 +92,7 @@ def write_app(
     for module in modules:
         del sys.modules[module.__name__]
         for app in {value for value in vars(module).values() if isinstance(value, Celery)}:
-            close_app(app)
-
-
-def close_app(app: Celery) -> None:
-    """Close the app, and what each of its threads has subscribed to.
-
-    A result that outlives its test (in a failure's traceback) unsubscribes when it is collected,
-    and on a server that is gone that is 19 s of retries in the middle of another test.
-    """
-    for consumer in list(_subscribers):
-        if consumer.app is app and consumer._pubsub:
-            consumer.stop()
-            consumer._pubsub = None
-    app.close()
+            app.close()
 
 
 _subscribers: WeakSet[ResultConsumer] = WeakSet()
@@ -123,6 +110,19 @@ def _know_subscribers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ResultConsumer, "__init__", known)
         yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown() -> None:
+    """End what results have subscribed to, of every app and thread, while their server is there.
+
+    A result that outlives its test (in a cycle, in a failure's traceback) unsubscribes when it is
+    collected, and on a server that is gone that is 19 s of retries in the middle of another test.
+    """
+    for consumer in list(_subscribers):
+        subscribed, consumer._pubsub = consumer._pubsub, None
+        if subscribed:
+            subscribed.close()
 
 
 @pytest.fixture
