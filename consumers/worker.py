@@ -29,8 +29,6 @@ logger = logging.getLogger("umbel.worker")
 
 EVENTS_EVERY_S = 0.1
 """Longest time for which an event for Flower waits for others."""
-MOST_EVENTS = 1000
-"""Most events of one message."""
 
 RECONNECT = {"interval_start": 0.1, "interval_step": 0.3, "interval_max": 1.0}
 """Seconds between looks for a broker that is away; Celery's grow to half a minute."""
@@ -119,9 +117,6 @@ class Consumer(consumer.Consumer):
 
     def _flush_events(self) -> None:
         self._events_due = False
-        if self.event_dispatcher:  # a new one with each connection
-            self.event_dispatcher.buffer_limit = MOST_EVENTS
-            self.event_dispatcher.serializer = json.EVENTS
         super()._flush_events()
 
     def update_strategies(self) -> None:

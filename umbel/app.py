@@ -49,6 +49,7 @@ class Umbel(Declarations):
     """
 
     amqp_cls = "umbel.routing.celery:AMQP"
+    events_cls = "umbel.consumers.events:Events"
     _conf: Any
 
     def publish(self, event: Event) -> Receipt:
