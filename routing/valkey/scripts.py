@@ -86,30 +86,30 @@ for i = 1, queues do
 end
 local full = {}
 for i = 1, queues do full[i] = left[i] == 0 and not locks[i] end
-local counts, elements, froms = {}, {}, {}
+local time = redis.call('TIME')
+local first = math.max(time[1] * 1000000 + time[2], tonumber(redis.call('GET', KEYS[3]) or 0) + 1)
+local counts, elements, claims = {}, {}, {}
 for list = 5 + 2 * queues, #KEYS do
-    local queue = tonumber(ARGV[#ARGV - #KEYS + list])
+    local key, queue = KEYS[list], tonumber(ARGV[#ARGV - #KEYS + list])
     local most = math.min(room - #elements, left[queue])
     -- pcall: a key of another type is no reason to lose what was taken before.
-    local taken = most > 0 and redis.pcall('RPOP', KEYS[list], most) or {}
+    local taken = most > 0 and redis.pcall('RPOP', key, most) or {}
     counts[#counts + 1] = #taken
     left[queue] = left[queue] - #taken
     if left[queue] == 0 and not locks[queue] then full[queue] = true end
+    local head = #key .. ':' .. key
     for _, element in ipairs(taken) do
-        elements[#elements + 1], froms[#froms + 1] = element, {KEYS[list], queue}
-    end
-end
-local first = 0
-if #elements > 0 then
-    local time = redis.call('TIME')
-    first = math.max(time[1] * 1000000 + time[2], tonumber(redis.call('GET', KEYS[3]) or 0) + 1)
-    redis.call('SET', KEYS[3], string.format('%.0f', first + #elements - 1))
-    for n, element in ipairs(elements) do
-        local key, queue = unpack(froms[n])
-        local name = string.format('%.0f.', first + n - 1) .. ARGV[2]
-        redis.call('HSET', KEYS[2], name, #key .. ':' .. key .. element)
+        local name = string.format('%.0f.', first + #elements) .. ARGV[2]
+        elements[#elements + 1] = element
+        claims[#claims + 1], claims[#claims + 2] = name, head .. element
         if locks[queue] then redis.call('SET', locks[queue], KEYS[2] .. ' ' .. name) end
     end
+end
+for i = 1, #claims, 1000 do
+    redis.call('HSET', KEYS[2], unpack(claims, i, math.min(i + 999, #claims)))
+end
+if #elements > 0 then
+    redis.call('SET', KEYS[3], string.format('%.0f', first + #elements - 1))
 end
 local watch, locked = {}, {}
 for i = 1, queues do
@@ -145,9 +145,10 @@ local begun, missing = tonumber(ARGV[1]), 0
 for i = 2, 1 + begun do
     if redis.call('HEXISTS', KEYS[1], ARGV[i]) == 1 then redis.call('SADD', KEYS[2], ARGV[i]) end
 end
-for i = 2 + begun, #ARGV do
-    missing = missing + 1 - redis.call('HDEL', KEYS[1], ARGV[i])
-    redis.call('SREM', KEYS[2], ARGV[i])
+for i = 2 + begun, #ARGV, 1000 do
+    local last = math.min(i + 999, #ARGV)
+    missing = missing + last - i + 1 - redis.call('HDEL', KEYS[1], unpack(ARGV, i, last))
+    redis.call('SREM', KEYS[2], unpack(ARGV, i, last))
 end
 for i = 3, #KEYS do
     local holder, claim = string.match(redis.call('GET', KEYS[i]) or '', '^(%S+) (%S+)$')
