@@ -39,7 +39,8 @@ class Dispatcher(_Celerys):
         """Send an event, as Celery's does."""
         group = type.partition("-")[0]
         wanted = self.enabled and (not self.groups or group in self.groups)
-        if not (wanted and group in self.buffer_group) or how or _HOW & fields.keys():
+        waits = wanted and group in self.buffer_group
+        if not waits or how or not _HOW.isdisjoint(fields):
             super().send(type, *how, **fields)
             return
         event = {"type": type, "timestamp": time(), "clock": self.clock.forward(), **fields}

@@ -36,7 +36,9 @@ def _dumps_events(events: Any) -> bytes | str:
         return text
 
 
+serialization.register(EVENTS, _dumps_events, loads, "application/json", "utf-8")
+
+
 def register() -> None:
-    """Let all that Kombu and Celery read in this process be read so, and events be written so."""
-    serialization.register(EVENTS, _dumps_events, loads, "application/json", "utf-8")
+    """Let all that Kombu and Celery read in this process be read so."""
     serialization.register("json", json.dumps, loads, "application/json", "utf-8")
