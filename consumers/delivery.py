@@ -14,9 +14,8 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
 from time import monotonic, sleep
-from typing import Any, NoReturn, Protocol, Self, cast
+from typing import Any, NamedTuple, NoReturn, Protocol, Self, cast
 
 from celery.exceptions import Ignore, Reject
 from celery.exceptions import Retry as CeleryRetry
@@ -83,8 +82,7 @@ class WorkerApp(JobApp, Protocol):
     def events(self) -> Any: ...  # Celery's
 
 
-@dataclass(frozen=True)
-class Delivery:
+class Delivery(NamedTuple):
     """One message at one job, once.
 
     Attributes:
@@ -238,7 +236,7 @@ def without_a_run(delivery: Delivery) -> Outcome | None:
     contract, envelope = delivery.contract, delivery.envelope
     if delivery.lost:
         return Lost()
-    if envelope.deliveries >= delivery.max_deliveries:
+    if envelope.deliveries and envelope.deliveries >= delivery.max_deliveries:
         why = f"{envelope.deliveries} workers died in the middle of it"
         return Dead(JobFailed(why, delivery.job_id), Reason.CRASHED)
     if (envelope.version or 0) > contract.contract_version:
@@ -248,7 +246,9 @@ def without_a_run(delivery: Delivery) -> Outcome | None:
 
 def elsewhere(delivery: Delivery, message: Message) -> Moved | None:
     """Where a message belongs that its producer put into the wrong shard."""
-    queue = delivery.job.queue_for(message) if delivery.job.work_queue.shards else delivery.queue
+    if not delivery.job.work_queue.shards:
+        return None
+    queue = delivery.job.queue_for(message)
     return None if queue == delivery.queue else Moved(queue)
 
 
@@ -259,7 +259,7 @@ def in_place(delivery: Delivery, outcome: Outcome) -> Delivery | None:
             if delivery.tracked:
                 delivery.app.records.retrying(delivery.job_id, describe(error))
             delivery.job.send_event("task-retried", exception=describe(error), traceback="")
-            following = replace(delivery, reruns=delivery.reruns + 1)
+            following = delivery._replace(reruns=delivery.reruns + 1)
         case Returned(counted=False, delay_s=delay_s):
             following = delivery
         case _:

@@ -105,7 +105,8 @@ def inspect(message: Any, known: Collection[str]) -> None:
     headers = message.headers
     if not isinstance(headers, dict) or headers.get(RAW_HEADER) or "task" not in headers:
         raise Misfit(Reason.MALFORMED, "no Celery message: there is no task header")
-    if reserved := _RESERVED & headers.keys():
+    if not _RESERVED.isdisjoint(headers):
+        reserved = sorted(_RESERVED & headers.keys())
         raise Misfit(Reason.MALFORMED, f"headers that Celery keeps to itself: {reserved}")
     try:
         _HEADERS.validate_python(headers)

@@ -104,9 +104,9 @@ class Reserved:
         Raises:
             ContractError: the message has no such key.
         """
-        if self._locks:
-            return None  # a run before this one, in the same place
         job = delivery.job
+        if not (job.concurrency_key or job.idempotency_key) or self._locks:
+            return None  # has none, or a run before this one took them, in the same place
         kinds = {"concurrency_key": job.concurrency_key, "idempotency_key": job.idempotency_key}
         keys = {which: key_of(which, key, message) for which, key in kinds.items() if key}
         for which, key in keys.items():

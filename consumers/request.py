@@ -42,7 +42,7 @@ class Held(request.Request):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         facts = self._request_dict
-        own = {name: facts[name] for name in facts.keys() - _CELERYS}
+        own = {name: value for name, value in facts.items() if name not in _CELERYS}
         facts.setdefault("headers", own or None)
 
     def read_here(self) -> None:

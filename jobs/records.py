@@ -97,7 +97,7 @@ class JobState(StrEnum):
     @property
     def final(self) -> bool:
         """Whether the job has ended."""
-        return self not in {JobState.QUEUED, JobState.RUNNING, JobState.RETRYING}
+        return self not in (JobState.QUEUED, JobState.RUNNING, JobState.RETRYING)
 
 
 class Progress(BaseModel):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from os import urandom
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 from umbel.jobs.contracts import Message
 from umbel.routing.valkey import CLAIM_PROPERTY
@@ -29,9 +29,6 @@ ON_FAILURE = "umbel-on-failure"
 
 REPR_LENGTH = 1024
 """Longest text of a message in Flower and logs, in characters."""
-
-
-T = TypeVar("T")
 
 
 class Checked(dict[str, Any]):
@@ -94,36 +91,46 @@ class Envelope(NamedTuple):
         >>> Envelope.read({"umbel-version": 2, "umbel-deliveries": "many"})
         Envelope(contract=None, version=2, ..., deliveries=0, ...)
         """
-        return cls(
-            contract=_typed(headers.get(CONTRACT), str),
-            version=_typed(headers.get(VERSION), int),
-            correlation_id=_typed(headers.get(CORRELATION_ID), str),
-            causation_id=_typed(headers.get(CAUSATION_ID), str),
-            produced_at=_typed(headers.get(PRODUCED_AT), str),
-            tracked=_typed(headers.get(TRACKED), bool),
-            deliveries=max(0, _typed(headers.get(DELIVERIES), int) or 0),
-            returns=max(0, _typed(headers.get(RETURNS), int) or 0),
-            on_success=_address(headers.get(ON_SUCCESS)),
-            on_failure=_address(headers.get(ON_FAILURE)),
-            saga=_typed(headers.get(SAGA), str),
-        )
+        known: dict[str, Any] = {
+            field: value
+            for field, (name, kind) in _HEADERS.items()
+            if type(value := headers.get(name)) is kind and _is_sound(value)
+        }
+        return cls(**known)
 
     def headers(self) -> dict[str, Any]:
         """As they go on the wire: what is absent is not there."""
-        named = {
-            CONTRACT: self.contract,
-            VERSION: self.version,
-            CORRELATION_ID: self.correlation_id,
-            CAUSATION_ID: self.causation_id,
-            PRODUCED_AT: self.produced_at,
-            TRACKED: self.tracked,
-            DELIVERIES: self.deliveries or None,
-            RETURNS: self.returns or None,
-            ON_SUCCESS: self.on_success,
-            ON_FAILURE: self.on_failure,
-            SAGA: self.saga,
+        return {
+            _HEADERS[field][0]: value
+            for field, value in self._asdict().items()
+            if value != self._field_defaults[field]
         }
-        return {name: value for name, value in named.items() if value is not None}
+
+
+_HEADERS: dict[str, tuple[str, type[Any]]] = {
+    "contract": (CONTRACT, str),
+    "version": (VERSION, int),
+    "correlation_id": (CORRELATION_ID, str),
+    "causation_id": (CAUSATION_ID, str),
+    "produced_at": (PRODUCED_AT, str),
+    "tracked": (TRACKED, bool),
+    "deliveries": (DELIVERIES, int),
+    "returns": (RETURNS, int),
+    "on_success": (ON_SUCCESS, dict),
+    "on_failure": (ON_FAILURE, dict),
+    "saga": (SAGA, str),
+}
+"""The header of each field, and what JSON has there."""
+
+
+def _is_sound(value: Any) -> bool:
+    """Numbers count something, and a dictionary names who is to be told."""
+    if type(value) is int:
+        return value >= 0
+    if type(value) is dict:
+        known = value.keys() in ({"job", "queue"}, {"url"})
+        return known and all(type(part) is str and part.isprintable() for part in value.values())
+    return True
 
 
 def first_headers(
@@ -167,16 +174,6 @@ def event_headers(event_id: str, source: str, headers: Mapping[str, Any]) -> dic
     }
 
 
-def _address(value: Any) -> dict[str, str] | None:
-    known = isinstance(value, dict) and value.keys() in ({"job", "queue"}, {"url"})
-    readable = known and all(type(part) is str and part.isprintable() for part in value.values())
-    return value if readable else None
-
-
-def _typed(value: Any, kind: type[T]) -> T | None:
-    return value if type(value) is kind else None
-
-
 def shown(value: object) -> str:
     """A message or result for Flower and logs: secrets as stars, long ones cut."""
     text = repr(value)
@@ -188,8 +185,8 @@ def is_tracked(request: Any) -> bool:
 
     A plain Celery producer that wants a result gets a record from the first run on.
     """
-    tracked = _typed(vars(request).get(TRACKED), bool)
-    return not request.ignore_result if tracked is None else tracked
+    tracked = vars(request).get(TRACKED)
+    return tracked if type(tracked) is bool else not request.ignore_result
 
 
 def claim_of(request: Any) -> str | None:

@@ -70,14 +70,15 @@ class _Page:
         self.owner = os.getpid()
 
     def write(self, lease: str, until: float) -> None:
-        if self.read()[0] != lease:
+        if self.until(lease) is None:
             self._memory[:8] = struct.pack("=d", 0.0)
-            self._memory[8:] = lease.encode().ljust(32, b"\0")
+            self._memory[8:] = lease.encode()
         self._memory[:8] = struct.pack("=d", until)
 
-    def read(self) -> tuple[str, float]:
-        until, lease = self._FORM.unpack(self._memory)
-        return lease.rstrip(b"\0").decode(), until
+    def until(self, lease: str) -> float | None:
+        """None if the process has another one, or none."""
+        until, known = self._FORM.unpack(self._memory)
+        return until if known == lease.encode() else None
 
 
 _page = _Page()
@@ -89,8 +90,8 @@ def holding(claim: str) -> Holding:
     Args:
         claim: of the message's properties.
     """
-    lease, until = _page.read()
-    if lease != claim.partition(":")[0]:
+    until = _page.until(claim.partition(":")[0])
+    if until is None:
         return Holding.NO
     return Holding.YES if _now_s() < until else Holding.UNKNOWN
 
