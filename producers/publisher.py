@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +34,19 @@ class Publisher:
         """Where the app's events come from."""
         prefix: str = self._app.prefix
         return prefix
+
+    @property
+    def confirms(self) -> bool:
+        """Whether the broker confirms what is sent, several messages at once: RabbitMQ does."""
+        with self._app.connection_for_write() as connection:
+            amqp: bool = connection.transport.driver_type == "amqp"
+            return amqp and not self._app.conf.task_always_eager
+
+    @contextmanager
+    def producer(self) -> Iterator[Any]:
+        """One for several messages."""
+        with self._app.producer_or_acquire() as producer:
+            yield producer
 
     def forward(self, letter: Letter) -> None:
         """One that was put into a drawer: an event, or a job's message."""

@@ -40,6 +40,9 @@ Options = dict[str, Any]
 AT_ONCE = 1000
 """Most messages of one round trip."""
 
+CONFIRMED_AT_ONCE = 100
+"""Most messages that RabbitMQ confirms together, within the time of one send."""
+
 _SHORT = {"task_id", "headers", "queue"}
 """The options of a message that may go the short way."""
 
@@ -101,8 +104,7 @@ class Sender:
         """Fire and forget, together: all are checked before the first is sent."""
         lineage = None if self._fallback() else self._express.lineage(job)
         if lineage is None:
-            checked = [job.contract.checked(message) for message in messages]
-            return [self.send(job, message, {}) for message in checked]
+            return self._send_each(job, [job.contract.checked(message) for message in messages])
         parcels = [
             self._parcel(job, message, {}, tracked=False, ignore_result=True)
             for message in messages
@@ -111,6 +113,20 @@ class Sender:
             for start in range(0, len(parcels), AT_ONCE):
                 self._express.send(job, parcels[start : start + AT_ONCE], lineage)
         return [Receipt(parcel.job_id, job.name) for parcel in parcels]
+
+    def _send_each(self, job: Job[Any, Any, Any], messages: Sequence[Any]) -> list[Receipt]:
+        """Celery's way; RabbitMQ, where a wait for each would be long, confirms some together."""
+        together = len(messages) > 1 and not (self._fallback() or _drawer.get())
+        if not (together and self._publisher.confirms):
+            return [self.send(job, message, {}) for message in messages]
+        first, *rest = messages
+        with self.reachable(job.name), self._publisher.producer() as producer:
+            # This one may find the connection lost and make a new one; a batch has only one.
+            receipts = [self.send(job, first, {"producer": producer})]
+            with producer.batch(CONFIRMED_AT_ONCE):
+                once = {"producer": producer, "retry": False}
+                receipts += [self.send(job, message, dict(once)) for message in rest]
+        return receipts
 
     def publish(self, event: Event) -> Receipt:
         """To whoever has subscribed."""

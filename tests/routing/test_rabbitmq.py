@@ -23,6 +23,7 @@ from umbel import BrokerUnavailable, JobFailed, Message, MessageRefused, Umbel
 from umbel.consumers.deadletters import Kind, Reason
 from umbel.routing.connections import Connection
 from umbel.routing.rabbitmq import Refused, within
+from umbel.routing.rabbitmq.channel import Channel
 from umbel.routing.rabbitmq.delays import SOON_S
 from umbel.routing.rabbitmq.heartbeats import heartbeats
 
@@ -222,6 +223,36 @@ def test_messages_may_be_confirmed_together(rabbitmq):
                 send("q")
         finally:
             rabbitmq.thaw()
+
+
+def test_many_are_confirmed_together(shop, rabbitmq, monkeypatch):
+    """In their order, also after a lost connection; an error where not all are taken."""
+    waits: list[int] = []
+    wait = Channel.confirm
+
+    def confirm(channel: Channel) -> None:
+        waits.append(1)
+        wait(channel)
+
+    monkeypatch.setattr(Channel, "confirm", confirm)
+
+    def send() -> list[str]:
+        return [one.id for one in shop.say.send_many(shop.Say(text=str(n)) for n in range(250))]
+
+    sent = send()
+    assert len(waits) == 5  # 249 messages (the first waits for itself) and as many events
+    rabbitmq.restart()
+    sent += send()
+    assert [one.headers["id"] for one in rabbitmq.waiting("shop")] == sent
+    rabbitmq.client().default_channel.queue_delete("shop")
+    with pytest.raises(MessageRefused, match=r"no queue: 'shop' \(312 NO_ROUTE\)"):
+        send()
+    rabbitmq.freeze()
+    try:
+        with within(6), pytest.raises(BrokerUnavailable):
+            send()
+    finally:
+        rabbitmq.thaw()
 
 
 @pytest.mark.parametrize(
