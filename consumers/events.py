@@ -55,6 +55,5 @@ class Dispatcher(_Celerys):
         """One event, or a list of those that waited: what all have in common is added here."""
         if isinstance(event, list):
             common = {"hostname": self.hostname, "utcoffset": utcoffset(), "pid": self.pid}
-            for one in event:
-                one.update(common)
+            event = [common | one for one in event]
         super()._publish(event, *args, **options)

@@ -82,7 +82,9 @@ def test_what_does_not_wait_is_sent_by_celerys(dispatch, arrived):
     dispatcher.send("task-received", uuid="2", utcoffset=lambda: 7, retry=True)
     dispatcher.send("task-received", True, uuid="3")
     dispatcher.flush()
-    assert [event["uuid"] for event in arrived(2)] == ["2", "3"]
+    second, third = arrived(2)
+    assert (second["uuid"], second["utcoffset"]) == ("2", 7)
+    assert (third["uuid"], third["hostname"]) == ("3", "w@localhost")
 
 
 def test_what_nobody_wants_is_not_kept(dispatch, arrived):
