@@ -232,7 +232,11 @@ class RabbitMQ(Server):
             )
 
     def waiting(self, queue: str) -> list[Waiting]:
-        """The messages that wait in a queue, the oldest first; to the server, delivered once."""
+        """The messages that wait in a queue, the oldest first; to the server, delivered once.
+
+        They are out of the queue while this looks, and many come back in any order: beside a worker
+        ask for `counts`.
+        """
         with kombu.Connection(self.url) as connection, suppress(NotFound):
             channel = connection.default_channel
             channel.auto_decode = False
