@@ -89,6 +89,8 @@ class Consumer(consumer.Consumer):
         """Once the connection is there."""
         super().register_with_event_loop(hub)
         hub.call_repeatedly(TICK_S, self.tick)
+        if self.app.amqp.net and self.pool.uses_semaphore:  # jobs run in other processes
+            self.task_consumer.channel.read_ahead(hub)
 
     def ensure_connected(self, conn: Any) -> Any:
         """Waiting for the broker is life too: the jobs go on."""

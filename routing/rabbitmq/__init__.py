@@ -5,6 +5,7 @@ queue with ours once it declares it alike. What is different, and where:
 
 - `channel`: a publish returns once the server has the message, and raises when the server refused
   it, had no queue for it, or did not say.
+- `ahead`: a worker has the next messages before it is done with the last, while jobs are short.
 - `connection`: no answer is waited for without an end, and what cannot be read is delivered raw.
 - `heartbeats`: a thread says that this process lives, also while its one other thread runs a job.
 - `delays`: a message with a time waits for it on the server.

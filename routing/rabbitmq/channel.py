@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +14,7 @@ from amqp.exceptions import RecoverableConnectionError
 from kombu.exceptions import OperationalError
 from kombu.transport import pyamqp
 
+from umbel.routing.rabbitmq.ahead import Ahead
 from umbel.routing.rabbitmq.delays import way_back
 from umbel.routing.rabbitmq.runs import Runs
 from umbel.routing.refusals import Refused
@@ -119,6 +121,8 @@ class Channel(pyamqp.Channel):
         self._unconfirmed: set[int] = set()
         self._refusals: list[str] = []
         self._begun: dict[int, tuple[str, bool]] = {}
+        self._loop: Any = None
+        self._ahead: dict[str, Ahead] = {}
         super().__init__(*args, **options)
 
     def begun(self, message: Any) -> None:
@@ -127,18 +131,47 @@ class Channel(pyamqp.Channel):
             self.runs.begin(message.run, came_back=message.came_back)
             self._begun[message.delivery_tag] = message.run, message.came_back
 
-    def basic_consume(
-        self, queue: str = "", consumer_tag: str = "", *args: Any, **rest: Any
-    ) -> Any:
+    def read_ahead(self, loop: Any) -> None:
+        """Where jobs are short, from now on: what is consumed here runs in other processes.
+
+        Args:
+            loop: the worker's event loop.
+        """
+        self._loop = loop
+
+    def basic_consume(self, queue: str = "", consumer_tag: str = "", **options: Any) -> Any:
         """Consume, and know where what comes was."""
-        self.queues[consumer_tag] = queue
         service = self.services.get(queue)
-        if service is None or service.prefetch is None:
-            return super().basic_consume(queue, consumer_tag, *args, **rest)
-        # It holds for the consumers that begin after it (RabbitMQ, Consumer Prefetch).
+        if service and service.prefetch is not None:
+            return self._consume(queue, consumer_tag, service.prefetch, **options)
+        if not self._loop or not self._prefetch or options.get("no_ack"):
+            return self._consume(queue, consumer_tag, self._prefetch, **options)
+        take = options.pop("callback")
+        begin = partial(self._consume, queue, **options)
+        ahead = self._ahead[consumer_tag] = Ahead(
+            self, consumer_tag, self._prefetch, loop=self._loop, begin=begin, take=take
+        )
+        ahead.refill()
+        return consumer_tag
+
+    def basic_cancel(self, consumer_tag: str, *args: Any, **options: Any) -> Any:
+        """Consume no more."""
+        if ahead := self._ahead.pop(consumer_tag, None):
+            return ahead.end()
+        return super().basic_cancel(consumer_tag, *args, **options)
+
+    def is_heard(self) -> bool:
+        """Whether what was delivered here is still ours to begin, as far as is known."""
+        return bool(self.connection) and not self.connection.was_silent()
+
+    def _consume(self, queue: str, tag: str, prefetch: int, **options: Any) -> Any:
+        """The bound holds for the consumers that begin after it (RabbitMQ, Consumer Prefetch)."""
+        self.queues[tag] = queue
         before = self._prefetch
-        self.basic_qos(0, service.prefetch, False)
-        consuming = super().basic_consume(queue, consumer_tag, *args, **rest)
+        if prefetch == before:
+            return super().basic_consume(queue, tag, **options)
+        self.basic_qos(0, prefetch, False)
+        consuming = super().basic_consume(queue, tag, **options)
         self.basic_qos(0, before, False)
         return consuming
 
@@ -157,11 +190,17 @@ class Channel(pyamqp.Channel):
         key, came_back = self._begun.pop(delivery_tag, ("", False))
         if self.runs and key:
             self.runs.settled(key, came_back=came_back)
+        self._free(delivery_tag)
 
     def basic_reject(self, delivery_tag: int, *args: Any, **options: Any) -> None:
         """Give back: whoever says so lives."""
         super().basic_reject(delivery_tag, *args, **options)
         self._call_off([delivery_tag])
+        self._free(delivery_tag)
+
+    def _free(self, delivery_tag: int) -> None:
+        for ahead in self._ahead.values():
+            ahead.settled(delivery_tag)
 
     def flush(self) -> None:
         """Nothing waits here: what was settled is on its way."""

@@ -150,7 +150,7 @@ class Connection(pyamqp.Connection):
         timeout, transport = self._left(timeout), self.transport
         if timeout != 0 and not transport._read_buffer:
             _wait(transport.sock, select.POLLIN, timeout)
-        if self._was_silent():
+        if self.was_silent():
             self.collect()
             raise RecoverableConnectionError("this process was not heard for too long")
         with self._wire, transport.having_timeout(timeout):
@@ -166,7 +166,7 @@ class Connection(pyamqp.Connection):
 
     def beat(self) -> None:
         """See `heartbeats`; called in their thread."""
-        if self._was_silent():
+        if self.was_silent():
             return  # what reads next will find out
         if self.bytes_sent != self._said:  # since the last look; when, is not known
             self._said_at = self._looked_at
@@ -185,7 +185,7 @@ class Connection(pyamqp.Connection):
                 self._wire.release()
         self._said, self._looked_at = self.bytes_sent, monotonic()
 
-    def _was_silent(self) -> bool:
+    def was_silent(self) -> bool:
         """Whether the server may have given up this process: it was stopped, or its machine was."""
         return bool(self.heartbeat) and monotonic() - self._said_at > SILENCE * self.heartbeat
 
