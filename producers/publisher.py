@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,9 @@ from kombu.entity import Exchange
 from umbel.jobs.wire import Checked
 from umbel.routing.drawer import Drawer, Letter
 from umbel.routing.topics import topics
+
+CONFIRMED_AT_ONCE = 100
+"""Most messages that RabbitMQ confirms together, within the time of one send."""
 
 
 class Publisher:
@@ -48,8 +51,25 @@ class Publisher:
         with self._app.producer_or_acquire() as producer:
             yield producer
 
-    def forward(self, letter: Letter) -> None:
-        """One that was put into a drawer: an event, or a job's message."""
+    def forward(self, letters: Sequence[Letter]) -> Iterator[int]:
+        """Those that were put into a drawer, in their order: events, and jobs' messages.
+
+        Yields:
+            How many more the broker has.
+        """
+        at_once, retry = (CONFIRMED_AT_ONCE, False) if self.confirms else (1, None)
+        with self.producer() as producer:
+            # This one may find the connection lost and make a new one; a batch has only one.
+            self._forward(letters[0], producer)
+            yield 1
+            for start in range(1, len(letters), at_once):
+                some = letters[start : start + at_once]
+                with producer.batch(at_once):
+                    for letter in some:
+                        self._forward(letter, producer, retry=retry)
+                yield len(some)
+
+    def _forward(self, letter: Letter, producer: Any, **options: Any) -> None:
         amqp = self._app.amqp
         to = {"exchange": self._exchange, "routing_key": letter.name, "declare": [self._exchange]}
         if letter.queue is not None:
@@ -57,11 +77,8 @@ class Publisher:
         message = letter.message(
             tell=self._app.conf.task_send_sent_event and letter.queue is not None
         )
-        with (
-            self._app.producer_or_acquire() as producer,
-            producer.connection._reraise_as_library_errors(),
-        ):
-            amqp.send_task_message(producer, letter.name, message, **to)
+        with producer.connection._reraise_as_library_errors():
+            amqp.send_task_message(producer, letter.name, message, **to, **options)
 
     def emit(
         self,

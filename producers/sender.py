@@ -29,7 +29,7 @@ from umbel.jobs.wire import (
     shown,
 )
 from umbel.producers.express import Express, Parcel
-from umbel.producers.publisher import Publisher
+from umbel.producers.publisher import CONFIRMED_AT_ONCE, Publisher
 from umbel.routing.drawer import Drawer, Letter
 from umbel.routing.rabbitmq import Refused
 from umbel.routing.shards import ShardMaps
@@ -39,9 +39,6 @@ Options = dict[str, Any]
 
 AT_ONCE = 1000
 """Most messages of one round trip."""
-
-CONFIRMED_AT_ONCE = 100
-"""Most messages that RabbitMQ confirms together, within the time of one send."""
 
 _SHORT = {"task_id", "headers", "queue"}
 """The options of a message that may go the short way."""
@@ -270,9 +267,7 @@ class Sender:
             self._express.forward(queue, letters)
             yield len(letters)
             return
-        for letter in letters:
-            self._publisher.forward(letter)
-            yield 1
+        yield from self._publisher.forward(letters)
 
     def _parcel(
         self,
