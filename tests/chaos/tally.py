@@ -98,9 +98,10 @@ class Effects:
         with self.path.open("rb") as file:
             file.seek(self._read)
             for line in file:
-                if line.endswith(b"\n"):
-                    self._read += len(line)
-                    self._note(*line.decode().split())
+                if not line.endswith(b"\n"):
+                    return  # half of one: the file grows while it is read
+                self._read += len(line)
+                self._note(*line.decode().split())
 
     def _note(self, what: str, id: str, *fields: str) -> None:
         number, attempt, pid, at = *map(int, fields[:3]), float(fields[3])
