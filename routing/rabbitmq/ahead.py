@@ -21,7 +21,7 @@ MOST_AHEAD = 32
 """Messages of a queue that are read ahead."""
 BURST_S = 0.1
 """Time within which so many have to be done before any are."""
-STALE_S = 0.25
+STALE_S = 0.5
 """Time after which what was read ahead and is not begun goes back."""
 QUIET_S = 1.0
 """Time after which nothing is read ahead any more, unless so many were done again."""
@@ -55,7 +55,7 @@ class Ahead:
         self._bounds: dict[str, int] = {}
         self._held: deque[tuple[float, amqp.Message]] = deque()
         self._running: dict[int, str] = {}
-        self._is_fast = self._is_over = self._is_handing_over = False
+        self._is_fast = self._is_over = False
         self._done, self._burst_at = 0, monotonic()
 
     def refill(self) -> None:
@@ -67,7 +67,7 @@ class Ahead:
         if (more := most - unbound - sum(self._bounds.values())) > 0:
             tag = next(self._tags)
             self._bounds[tag] = more
-            self._begin(tag, more, nowait=False, callback=self.received)
+            self._begin(tag, more, nowait=True, callback=self.received)
 
     def received(self, message: amqp.Message) -> None:
         """It comes to its turn now or later."""
@@ -75,22 +75,16 @@ class Ahead:
         self._hand_over()
 
     def _hand_over(self) -> None:
-        if self._is_handing_over:
-            return
-        self._is_handing_over = True
-        try:
-            while self._held and len(self._running) < self._places and self._channel.is_heard():
-                _, message = self._held.popleft()
-                self._running[message.delivery_tag] = message.delivery_info["consumer_tag"]
-                self._take(message)
-        finally:
-            self._is_handing_over = False
+        while self._held and len(self._running) < self._places and self._channel.is_heard():
+            _, message = self._held.popleft()
+            self._running[message.delivery_tag] = message.delivery_info["consumer_tag"]
+            self._take(message)
 
     def settled(self, delivery_tag: int) -> None:
         """A message is settled; if it ran here, its place is free."""
         if not (tag := self._running.pop(delivery_tag, "")):
             return
-        self._hand_over()
+        self._loop.call_soon(self._hand_over)  # what goes wrong there is not about this one
         if tag not in self._bounds and not self._is_fast:
             self._loop.call_soon(self.refill)
         self._done += 1
@@ -127,9 +121,12 @@ class Ahead:
     def _give_back(self) -> None:
         if not self._channel.connection:
             return  # the server has it all
-        while self._bounds:
-            tag, _ = self._bounds.popitem()
+        ended = [*self._bounds]
+        for tag in ended:
             self._channel.basic_cancel(tag)
+            del self._bounds[tag]
         while self._held:
             _, message = self._held.popleft()
             self._channel.basic_reject(message.delivery_tag, requeue=True)
+        for tag in ended:
+            del self._channel.queues[tag]
