@@ -1,45 +1,43 @@
-"""The short way to Valkey: a message's JSON made in one go, and sent in one round trip.
+"""The short way out: a message made in one go, past what Celery and Kombu do for each anew.
 
 Celery builds, routes and encodes every message anew, though all messages of a job differ in a few
-fields only. Here the rest is made once for each job, as a stencil: JSON with ``%b`` where a value
-is still to come. The message is the same; whatever is unusual (a delay, a signal's receiver,
-routes, another broker) takes Celery's way.
+fields only. Here the rest is made once for each job, as is what Flower learns of a sending. The
+message is the same; whatever is unusual (a delay, a signal's receiver, routes, another broker)
+takes Celery's way. How a message looks and goes out is the broker's: `umbel.producers.leased` and
+`umbel.producers.confirmed`.
 """
 
 from __future__ import annotations
 
 import os
-from base64 import b64encode
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from time import time
 from typing import Any, NamedTuple
 
-import redis
 from celery import signals
 from celery.utils.nodenames import anon_nodename
 from celery.utils.time import utcoffset
-from kombu.exceptions import OperationalError
 from pydantic_core import to_json
 
 from umbel.jobs.job import Job
-from umbel.jobs.wire import PRODUCED_AT, first_headers, new_id
+from umbel.jobs.wire import PRODUCED_AT, first_headers
 from umbel.routing.drawer import Letter, told
-from umbel.routing.valkey import Leased, Outlet
 
-_BODY_END = b'],{},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]'
+BODY = b'[[%b],{},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]'
+"""Of protocol 2, around the payload."""
+
+LATER: Any = "\0"
+"""Stands for a value that is still to come."""
 
 _MOMENT = ("utcoffset", "clock", "timestamp")
 """The fields of an event that say when it was."""
 
-_LATER: Any = "\0"
 
-
-def _stencil(whole: dict[str, Any]) -> bytes:
-    """As JSON, with ``%b`` for each value that is `_LATER`."""
-    return to_json(whole).replace(b"%", b"%%").replace(to_json(_LATER), b"%b")
+def stencil(whole: dict[str, Any]) -> bytes:
+    """As JSON, with ``%b`` for each value that is `LATER`."""
+    return to_json(whole).replace(b"%", b"%%").replace(to_json(LATER), b"%b")
 
 
 @dataclass(slots=True)
@@ -72,26 +70,30 @@ class Parcel:
 
 
 class Lineage(NamedTuple):
-    """Celery's ids of the first task and of the one that sends, as JSON."""
+    """Celery's ids of the first task and of the one that sends; none where no job sends."""
 
-    root: bytes
-    parent: bytes
+    root: str | None = None
+    parent: str | None = None
 
 
-_NOBODY = Lineage(b"", b"null")
+class Quoted(NamedTuple):
+    """What message and event have in common, as JSON."""
+
+    job_id: bytes
+    shown: bytes
+    root_id: bytes
+    parent_id: bytes
 
 
 class _Form(NamedTuple):
-    """The stencils of a job's messages to one queue; `Express._filled` knows their gaps.
+    """What all messages of a job to one queue have in common.
 
     Attributes:
-        headers: Celery's and ours.
-        properties: Kombu's.
-        event: what Flower learns of the sending; empty if it does not.
+        message: as the broker's class has prepared it.
+        event: what Flower learns of the sending, a stencil; empty if it does not.
     """
 
-    headers: bytes
-    properties: bytes
+    message: Any
     event: bytes
 
 
@@ -108,9 +110,40 @@ class Express:
         self._open = open
         self._usual: dict[str, bool] = {}
         self._forms: dict[tuple[str, str, bool], _Form] = {}
-        self._idle: deque[Outlet] = deque()
-        os.register_at_fork(after_in_child=self._idle.clear)
         os.register_at_fork(after_in_child=self._forms.clear)  # the process's id is in them
+
+    def _reaches(self) -> bool:
+        """Whether this is a way to the app's broker."""
+        raise NotImplementedError
+
+    def _prepared(self, headers: dict[str, Any], queue: str) -> Any:
+        """What all messages to a queue share; in the headers, `LATER` is what they do not."""
+        raise NotImplementedError
+
+    def _filled(self, prepared: Any, parcel: Parcel, lineage: Lineage, quoted: Quoted) -> Any:
+        """A message."""
+        raise NotImplementedError
+
+    def _of(self, letter: Letter, queue: str) -> Any:
+        """The message that a letter is."""
+        raise NotImplementedError
+
+    def _push(self, queue: str, first: str, messages: Sequence[Any], events: list[bytes]) -> None:
+        """Send all, the first first, and the events as one.
+
+        Args:
+            queue: where to.
+            first: the id of the first.
+            messages: as made here.
+            events: as JSON.
+
+        Raises:
+            kombu.exceptions.OperationalError: they may or may not be in their queue.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close the connections."""
 
     def lineage(self, job: Job[Any, Any, Any]) -> Lineage | None:
         """What sends; None if messages of this job may not go this way now."""
@@ -122,12 +155,17 @@ class Express:
         request = parent._get_request()
         if request.stamped_headers:
             return None
-        return Lineage(to_json(request.root_id or request.id), to_json(request.id))
+        return Lineage(request.root_id or request.id, request.id)
 
     @property
     def is_open(self) -> bool:
         """Whether anything may go this way now."""
         return not _is_heard() and self._open() and self._suits
+
+    def takes(self, letters: Sequence[Letter]) -> bool:
+        """Whether what was put into a drawer may go this way now."""
+        plain = not any("priority" in letter.properties for letter in letters)
+        return plain and self.is_open
 
     @cached_property
     def _suits(self) -> bool:
@@ -139,15 +177,8 @@ class Express:
             and not conf.task_inherit_parent_priority
             and conf.task_serializer == "json"
             and conf.task_protocol == 2
-            and self._is_leased
+            and self._reaches()
         )
-
-    @property
-    def _is_leased(self) -> bool:
-        """Not where Kombu changes to another server by itself (URLs joined by ``;``)."""
-        connection = self._app.connection_for_write()
-        alone = len(connection.alt) <= 1 or connection.transport_cls == "sentinel"
-        return alone and isinstance(connection.transport, Leased)
 
     def _is_usual(self, job: Job[Any, Any, Any]) -> bool:
         """Whether the job's options say nothing that its messages would have to."""
@@ -160,11 +191,6 @@ class Express:
         return self._usual[job.name]
 
     @cached_property
-    def _tries(self) -> int:
-        """Once more, at once: an idle connection may have been closed."""
-        return 2 if self._app.conf.task_publish_retry else 1
-
-    @cached_property
     def _events(self) -> Any:
         """Celery's dispatcher, if Flower is to learn of sending."""
         return self._app.amqp._event_dispatcher if self._app.conf.task_send_sent_event else None
@@ -175,13 +201,19 @@ class Express:
         Raises:
             kombu.exceptions.OperationalError: they may or may not be in their queues.
         """
-        loads: dict[str, tuple[str, list[bytes], list[bytes]]] = {}
+        loads: dict[str, tuple[str, list[Any], list[bytes]]] = {}
         for parcel in parcels:
             form = self._form(job, parcel.queue, parcel.causation_id is not None)
-            element, event = self._filled(form, parcel, lineage)
-            _, elements, events = loads.setdefault(parcel.queue, (parcel.job_id, [], []))
-            elements.append(element)
-            events.append(event)
+            quoted = Quoted(
+                to_json(parcel.job_id),
+                to_json(parcel.shown),
+                to_json(lineage.root or parcel.job_id),
+                to_json(lineage.parent),
+            )
+            _, messages, events = loads.setdefault(parcel.queue, (parcel.job_id, [], []))
+            messages.append(self._filled(form.message, parcel, lineage, quoted))
+            if form.event:
+                events.append(self._told(form.event, quoted))
         for queue, load in loads.items():
             self._push(queue, *load)
 
@@ -191,41 +223,10 @@ class Express:
         Raises:
             kombu.exceptions.OperationalError: they may or may not be in their queue.
         """
-        elements = [
-            _message(
-                letter.body,
-                to_json(letter.headers),
-                to_json({**letter.properties, **_properties(2, "", queue, new_id())}),
-            )
-            for letter in letters
-        ]
         sent = [letter.sent for letter in letters] if self._events else []
         events = [to_json(self._sent_event(one, queue)) for one in sent]
-        self._push(queue, letters[0].id, elements, events)
-
-    def _push(
-        self, queue: str, first: str, elements: Sequence[bytes], events: Sequence[bytes]
-    ) -> None:
-        also = [self._announcement(events, tag=first)] if self._events else []
-        try:
-            outlet = self._idle.pop()  # one that no other thread has now
-        except IndexError:
-            outlet = Outlet(self._app.connection_for_write())
-        try:
-            for left in reversed(range(self._tries)):
-                try:
-                    outlet.push(queue, elements, *also)
-                    return
-                except (redis.RedisError, OSError) as error:
-                    if not left:
-                        raise OperationalError(str(error)) from error
-        finally:
-            self._idle.append(outlet)
-
-    def close(self) -> None:
-        """Close the connections."""
-        while self._idle:
-            self._idle.pop().close()
+        messages = [self._of(letter, queue) for letter in letters]
+        self._push(queue, letters[0].id, messages, events)
 
     def _form(self, job: Job[Any, Any, Any], queue: str, caused: bool) -> _Form:
         key = (job.name, queue, caused)
@@ -234,68 +235,40 @@ class Express:
         return self._forms[key]
 
     def _make_form(self, job: Job[Any, Any, Any], queue: str, caused: bool) -> _Form:
-        ours = first_headers(job.contract, _LATER, _LATER if caused else None, tracked=_LATER)
+        ours = first_headers(job.contract, LATER, LATER if caused else None, tracked=LATER)
         headers = {
             **_celery_headers(job),
-            "id": _LATER,
-            "root_id": _LATER,
-            "parent_id": _LATER,
-            "argsrepr": _LATER,
+            "id": LATER,
+            "root_id": LATER,
+            "parent_id": LATER,
+            "argsrepr": LATER,
             "origin": anon_nodename(),
-            "ignore_result": _LATER,
+            "ignore_result": LATER,
             **ours,
-            PRODUCED_AT: _LATER,
+            PRODUCED_AT: LATER,
         }
-        properties = {"correlation_id": _LATER, "reply_to": _LATER}
-        sent = {**told(_LATER, job.name, headers), **dict.fromkeys(_MOMENT, _LATER)}
-        return _Form(
-            _stencil(headers),
-            _stencil({**properties, **_properties(2, "", queue, _LATER)}),
-            _stencil(self._sent_event(sent, queue)) if self._events else b"",
-        )
+        sent = {**told(LATER, job.name, headers), **dict.fromkeys(_MOMENT, LATER)}
+        event = stencil(self._sent_event(sent, queue)) if self._events else b""
+        return _Form(self._prepared(headers, queue), event)
 
     def _sent_event(self, sent: dict[str, Any], queue: str) -> dict[str, Any]:
         """An event of Celery's."""
         way = {"queue": queue, "exchange": "", "routing_key": queue}
         return {**self._events._prepare_event("task-sent", way), **sent}
 
-    def _filled(self, form: _Form, parcel: Parcel, lineage: Lineage) -> tuple[bytes, bytes]:
-        """The message, and what Flower learns of it."""
-        job_id, shown = to_json(parcel.job_id), to_json(parcel.shown)
-        root_id = lineage.root or job_id
-        cause = () if parcel.causation_id is None else (to_json(parcel.causation_id),)
-        headers = form.headers % (
-            job_id,
-            root_id,
-            lineage.parent,
-            shown,
-            to_json(parcel.ignore_result),
-            to_json(parcel.correlation_id),
-            *cause,
-            to_json(parcel.produced_at),
-            to_json(parcel.tracked),
-        )
-        if parcel.more:
-            headers = headers[:-1] + b"," + to_json(parcel.more)[1:]
-        properties = form.properties % (job_id, to_json(self._app.thread_oid), to_json(new_id()))
-        element = _message(b"[[" + parcel.payload + _BODY_END, headers, properties)
-        if not self._events:
-            return element, b""
+    def _told(self, event: bytes, quoted: Quoted) -> bytes:
+        """What Flower learns of a message."""
         clock = self._events.clock.forward()
-        moment = (to_json(utcoffset()), to_json(clock), to_json(time()))
-        return element, form.event % (*moment, job_id, shown, root_id, lineage.parent)
+        return event % (to_json(utcoffset()), to_json(clock), to_json(time()), *quoted)
 
-    def _announcement(self, events: Sequence[bytes], tag: str) -> tuple[str, str, bytes]:
-        """The same of all: exchange, routing key, message."""
-        exchange = self._events.exchange.name
-        one = len(events) == 1
-        routing_key = "task.sent" if one else "task.multi"
-        message = _message(
-            events[0] if one else b"[%b]" % b",".join(events),
-            to_json(self._events.headers),
-            _event_properties(exchange, routing_key) % to_json(tag),
-        )
-        return exchange, routing_key, message
+    def _together(self, events: list[bytes]) -> tuple[str, bytes]:
+        """Some events as one message: its routing key and its body."""
+        if len(events) == 1:
+            return "task.sent", events[0]
+        return "task.multi", b"[%b]" % b",".join(events)
+
+
+_NOBODY = Lineage()
 
 
 def _is_heard() -> bool:
@@ -321,26 +294,3 @@ def _celery_headers(job: Job[Any, Any, Any]) -> dict[str, Any]:
         "stamped_headers": None,
         "stamps": {},
     }
-
-
-def _properties(mode: int, exchange: str, routing_key: str, tag: str) -> dict[str, Any]:
-    return {
-        "delivery_mode": mode,
-        "delivery_info": {"exchange": exchange, "routing_key": routing_key},
-        "delivery_tag": tag,
-        "priority": 0,
-        "body_encoding": "base64",
-    }
-
-
-@cache
-def _event_properties(exchange: str, routing_key: str) -> bytes:
-    return _stencil(_properties(1, exchange, routing_key, _LATER))
-
-
-def _message(body: bytes, headers: bytes, properties: bytes) -> bytes:
-    """Kombu's envelope, as its virtual transports write it."""
-    return (
-        b'{"body":"%b","content-encoding":"utf-8","content-type":"application/json",'
-        b'"headers":%b,"properties":%b}' % (b64encode(body), headers, properties)
-    )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -13,9 +12,6 @@ from kombu.entity import Exchange
 from umbel.jobs.wire import Checked
 from umbel.routing.drawer import Drawer, Letter
 from umbel.routing.topics import topics
-
-CONFIRMED_AT_ONCE = 100
-"""Most messages that RabbitMQ confirms together, within the time of one send."""
 
 
 class Publisher:
@@ -38,38 +34,8 @@ class Publisher:
         prefix: str = self._app.prefix
         return prefix
 
-    @property
-    def confirms(self) -> bool:
-        """Whether the broker confirms what is sent, several messages at once: RabbitMQ does."""
-        with self._app.connection_for_write() as connection:
-            amqp: bool = connection.transport.driver_type == "amqp"
-            return amqp and not self._app.conf.task_always_eager
-
-    @contextmanager
-    def producer(self) -> Iterator[Any]:
-        """One for several messages."""
-        with self._app.producer_or_acquire() as producer:
-            yield producer
-
-    def forward(self, letters: Sequence[Letter]) -> Iterator[int]:
-        """Those that were put into a drawer, in their order: events, and jobs' messages.
-
-        Yields:
-            How many more the broker has.
-        """
-        at_once, retry = (CONFIRMED_AT_ONCE, False) if self.confirms else (1, None)
-        with self.producer() as producer:
-            # This one may find the connection lost and make a new one; a batch has only one.
-            self._forward(letters[0], producer)
-            yield 1
-            for start in range(1, len(letters), at_once):
-                some = letters[start : start + at_once]
-                with producer.batch(at_once):
-                    for letter in some:
-                        self._forward(letter, producer, retry=retry)
-                yield len(some)
-
-    def _forward(self, letter: Letter, producer: Any, **options: Any) -> None:
+    def forward(self, letter: Letter) -> None:
+        """One that was put into a drawer: an event, or a job's message."""
         amqp = self._app.amqp
         to = {"exchange": self._exchange, "routing_key": letter.name, "declare": [self._exchange]}
         if letter.queue is not None:
@@ -77,8 +43,11 @@ class Publisher:
         message = letter.message(
             tell=self._app.conf.task_send_sent_event and letter.queue is not None
         )
-        with producer.connection._reraise_as_library_errors():
-            amqp.send_task_message(producer, letter.name, message, **to, **options)
+        with (
+            self._app.producer_or_acquire() as producer,
+            producer.connection._reraise_as_library_errors(),
+        ):
+            amqp.send_task_message(producer, letter.name, message, **to)
 
     def emit(
         self,

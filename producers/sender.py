@@ -29,7 +29,7 @@ from umbel.jobs.wire import (
     shown,
 )
 from umbel.producers.express import Express, Parcel
-from umbel.producers.publisher import CONFIRMED_AT_ONCE, Publisher
+from umbel.producers.publisher import Publisher
 from umbel.routing.drawer import Drawer, Letter
 from umbel.routing.rabbitmq import Refused
 from umbel.routing.shards import ShardMaps
@@ -101,7 +101,8 @@ class Sender:
         """Fire and forget, together: all are checked before the first is sent."""
         lineage = None if self._fallback() else self._express.lineage(job)
         if lineage is None:
-            return self._send_each(job, [job.contract.checked(message) for message in messages])
+            checked = [job.contract.checked(message) for message in messages]
+            return [self.send(job, message, {}) for message in checked]
         parcels = [
             self._parcel(job, message, {}, tracked=False, ignore_result=True)
             for message in messages
@@ -110,20 +111,6 @@ class Sender:
             for start in range(0, len(parcels), AT_ONCE):
                 self._express.send(job, parcels[start : start + AT_ONCE], lineage)
         return [Receipt(parcel.job_id, job.name) for parcel in parcels]
-
-    def _send_each(self, job: Job[Any, Any, Any], messages: Sequence[Any]) -> list[Receipt]:
-        """Celery's way; RabbitMQ, where a wait for each would be long, confirms some together."""
-        together = len(messages) > 1 and not (self._fallback() or _drawer.get())
-        if not (together and self._publisher.confirms):
-            return [self.send(job, message, {}) for message in messages]
-        first, *rest = messages
-        with self.reachable(job.name), self._publisher.producer() as producer:
-            # This one may find the connection lost and make a new one; a batch has only one.
-            receipts = [self.send(job, first, {"producer": producer})]
-            with producer.batch(CONFIRMED_AT_ONCE):
-                once = {"producer": producer, "retry": False}
-                receipts += [self.send(job, message, dict(once)) for message in rest]
-        return receipts
 
     def publish(self, event: Event) -> Receipt:
         """To whoever has subscribed."""
@@ -262,12 +249,17 @@ class Sender:
         if tracked := [(one.id, one.name) for one in letters if one.headers.get(TRACKED)]:
             with suppress(StoreRequired):  # whoever wrote them had one
                 self._records().all_queued(tracked)
-        plain = not any("priority" in letter.properties for letter in letters)
-        if queue is not None and plain and self._express.is_open:
-            self._express.forward(queue, letters)
+        if queue is not None and self._express.takes(letters):
+            try:
+                self._express.forward(queue, letters)
+            except Refused as error:
+                yield error.taken
+                raise
             yield len(letters)
             return
-        yield from self._publisher.forward(letters)
+        for letter in letters:
+            self._publisher.forward(letter)
+            yield 1
 
     def _parcel(
         self,

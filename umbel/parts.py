@@ -20,7 +20,9 @@ from umbel.consumers.webhook_log import WebhookLog
 from umbel.jobs.blobs import BlobStore
 from umbel.jobs.records import Records
 from umbel.jobs.saga_records import SagaRecords
+from umbel.producers.confirmed import ConfirmedExpress
 from umbel.producers.express import Express
+from umbel.producers.leased import LeasedExpress
 from umbel.producers.publisher import Publisher
 from umbel.producers.sender import Sender
 from umbel.routing.queues import namespace_of
@@ -147,7 +149,8 @@ class Parts(Celery):
 
     @cached_property
     def _express(self) -> Express:
-        return Express(self, self._is_open)
+        way = ConfirmedExpress if self.amqp.net else LeasedExpress
+        return way(self, self._is_open)
 
     @cached_property
     def outbox_database(self) -> OutboxDatabase:

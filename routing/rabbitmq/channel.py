@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
+from math import inf
 from types import MappingProxyType
 from typing import Any
 
 import amqp
+from amqp import spec
 from amqp.exceptions import RecoverableConnectionError
-from kombu.exceptions import OperationalError
 from kombu.transport import pyamqp
 
 from umbel.routing.rabbitmq.ahead import Ahead
@@ -65,37 +66,6 @@ class Message(pyamqp.Message):
         self.channel.begun(self)
 
 
-class Batch:
-    """Messages that the server confirms together, written meanwhile without waiting.
-
-    Args:
-        channel: of ours.
-        max_size: how many may be out without a confirmation.
-    """
-
-    def __init__(self, channel: Any, max_size: int) -> None:
-        self.channel = channel
-        self._max_size = max_size
-        self._posted = 0
-
-    def publish(self, message: amqp.Message, **options: Any) -> None:
-        """One more."""
-        self.channel.post(message, **options)
-        self._posted += 1
-        if self._posted >= self._max_size:
-            self.flush()
-
-    def flush(self) -> None:
-        """Wait for all."""
-        self._posted = 0
-        self.channel.confirm()
-
-    def discard(self) -> None:
-        """What is out is out."""
-
-    close = discard
-
-
 class Channel(pyamqp.Channel):
     """A channel; with ``confirm_publish`` each durable message is confirmed.
 
@@ -120,6 +90,7 @@ class Channel(pyamqp.Channel):
         self._published = 0
         self._unconfirmed: set[int] = set()
         self._refusals: list[str] = []
+        self._first_refused = inf
         self._begun: dict[int, tuple[str, bool]] = {}
         self._loop: Any = None
         self._ahead: dict[str, Ahead] = {}
@@ -170,10 +141,14 @@ class Channel(pyamqp.Channel):
         before = self._prefetch
         if prefetch == before:
             return super().basic_consume(queue, tag, **options)
-        self.basic_qos(0, prefetch, False)
+        self._bound(prefetch)
         consuming = super().basic_consume(queue, tag, **options)
-        self.basic_qos(0, before, False)
+        self._bound(before)
         return consuming
+
+    def _bound(self, prefetch: int) -> None:
+        """`basic_qos` without a wait: the server does one thing after the other."""
+        self.send_method(spec.Basic.Qos, "lBb", (0, prefetch, False))
 
     def basic_qos(self, prefetch_size: int, prefetch_count: int, *args: Any, **rest: Any) -> Any:
         """Set how many messages each consumer that begins now may hold."""
@@ -259,33 +234,28 @@ class Channel(pyamqp.Channel):
             self._send(msg, exchange, routing_key, mandatory, immediate, seconds)
             self._await_confirmations()
 
-    def create_publish_batch(self, max_size: int) -> Batch:
-        """Called by Kombu's `Producer.batch`."""
-        return Batch(self, max_size)
+    def publish_together(self, letters: Iterable[tuple[amqp.Message, str, str]]) -> None:
+        """Publish several, and wait once for all that are durable.
 
-    @property
-    def supports_batch_publish(self) -> bool:
-        """Without confirmations there is nothing to wait for."""
-        return bool(self.connection and self.connection.confirm_publish)
-
-    def post(self, msg: amqp.Message, **options: Any) -> None:
-        """Publish without waiting; `confirm` is to follow."""
-        timeout = options.pop("confirm_timeout", None) or options.pop("timeout", None)
-        with self._bounded(timeout) as seconds:
-            self._send(msg, **options | {"timeout": seconds})
-
-    def confirm(self) -> None:
-        """All that was posted is with the server when this returns.
+        Args:
+            letters: messages, each with its exchange and its routing key.
 
         Raises:
             Refused: at least one was not taken; the others may have been.
-            OperationalError: there was no answer; each may or may not be there.
+            RecoverableConnectionError: there was no answer; each may or may not be there.
         """
+        if not self._confirm_selected:
+            self.confirm_select()
+        before, self._first_refused = self._published, inf
         try:
-            with self._bounded(None):
+            with self._bounded(None) as seconds:
+                for message, exchange, routing_key in letters:
+                    self._send(message, exchange, routing_key, False, False, seconds)
                 self._await_confirmations()
-        except RecoverableConnectionError as error:
-            raise OperationalError(str(error)) from error
+        except Refused as error:
+            first = min({self._first_refused, *self._unconfirmed})
+            error.taken = int(first) - before - 1 if first < inf else 0
+            raise
 
     def _send(  # noqa: PLR0917  likewise
         self,
@@ -340,13 +310,14 @@ class Channel(pyamqp.Channel):
         super()._on_basic_ack(delivery_tag, multiple)
 
     def _on_basic_nack(self, delivery_tag: int, multiple: bool) -> None:
-        self._refusals.append("the server could not keep it (basic.nack)")
-        self._settled(delivery_tag, multiple)
+        refused = self._settled(delivery_tag, multiple)
+        self._refuse("the server could not keep it (basic.nack)", refused)
         super()._on_basic_nack(delivery_tag, multiple)
 
-    def _settled(self, tag: int, multiple: bool) -> None:
+    def _settled(self, tag: int, multiple: bool) -> set[int]:
         of = {one for one in self._unconfirmed if one <= tag} if multiple else {tag}
         self._unconfirmed -= of
+        return of
 
     def _on_basic_return(
         self, reply_code: int, reply_text: str, exchange: str, routing_key: str, message: Any
@@ -355,4 +326,9 @@ class Channel(pyamqp.Channel):
             super()._on_basic_return(reply_code, reply_text, exchange, routing_key, message)
         else:
             to = f"from exchange {exchange!r} to {routing_key!r}" if exchange else repr(routing_key)
-            self._refusals.append(f"no queue: {to} ({reply_code} {reply_text})")
+            # One of these; which, is not said.
+            self._refuse(f"no queue: {to} ({reply_code} {reply_text})", self._unconfirmed)
+
+    def _refuse(self, why: str, tags: set[int]) -> None:
+        self._first_refused = min({self._first_refused, *tags})
+        self._refusals.append(why)

@@ -17,7 +17,6 @@ class _Bounded:
     """What both kinds have in common."""
 
     Connection = Connection
-    implements = pyamqp.Transport.implements.extend(batch_publish=True)
     acks_at_once = True
     client: Any
     _in_loop: Any = None

@@ -374,7 +374,8 @@ def test_what_the_broker_refuses_is_in_nobodys_way(shop, database, broker):
             box.send(shop.pack, shop.Pack(number=number, note=note))
     first, second, third = left(database)
     assert drain(shop, database) == 2
-    assert waiting(broker) == [first, third]
+    # Its channel is closed, perhaps before the server has said that it has the first.
+    assert list(dict.fromkeys(waiting(broker))) == [first, third]
     [refused] = database.rows(refused=True)
     assert refused.id == second
     assert "shop.pack was not taken by amqp://" in refused.error
@@ -384,6 +385,17 @@ def test_what_the_broker_refuses_is_in_nobodys_way(shop, database, broker):
     assert drain(shop, database) == 0
     assert database.discard() == 1
     assert left(database) == []
+
+
+@pytest.mark.brokers("rabbitmq")
+def test_of_a_queue_that_is_full_what_is_in_it_was_sent(shop, database, broker):
+    """None is refused that is there, none is doubled, although many are confirmed together."""
+    limit = {"pattern": "^shop$", "definition": {"max-length": 20}, "apply-to": "queues"}
+    broker.api("PUT", f"policies/{broker.vhost}/full", limit)
+    ids = write(shop, database, range(100))
+    assert 20 <= drain(shop, database, batch=30) < 100
+    refused = [row.id for row in database.rows(refused=True, limit=100)]
+    assert waiting(broker) + refused == ids
 
 
 def test_a_server_that_is_full_is_an_outage(shop, database, broker):
