@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kombu.utils.url import maybe_sanitize_url
+from celery.app.utils import sanitize_url
 
 from umbel.config.settings import Settings
 from umbel.config.sources import Source
@@ -99,7 +99,7 @@ def topology(app: Any) -> Topology:
     return Topology(
         app=app.main,
         namespace=app.prefix,
-        broker=maybe_sanitize_url(app.conf.broker_write_url),
+        broker=sanitize_url(app.conf.broker_write_url, "**"),
         exchange=topics(app.prefix).name,
         given_up=app.amqp.net and app.amqp.net.name,
         queues=sorted(described, key=lambda queue: queue.name),

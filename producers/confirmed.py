@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import amqp
+from amqp.exceptions import RecoverableConnectionError
 from kombu.common import maybe_declare
 
 from umbel.jobs.wire import CAUSATION_ID, CORRELATION_ID, PRODUCED_AT, TRACKED
 from umbel.producers.express import BODY, Express, Lineage, Parcel, Quoted
 from umbel.routing.drawer import Letter
-from umbel.routing.rabbitmq import Refused, refusals_named, within
+from umbel.routing.rabbitmq import Refused, SSLTransport, Transport, refusals_named, within
 
-AT_ONCE = 100
+logger = logging.getLogger("umbel.producers")
+
+AT_ONCE, AT_ONCE_BYTES = 100, 1_000_000
 """Most messages that are confirmed together, within the time of one send."""
-
-_TRANSIENT, _DURABLE = 1, 2
 
 Addressed = tuple[amqp.Message, str, str]
 """A message, its exchange and its routing key."""
+
+_TRANSIENT, _DURABLE = 1, 2
 
 _JSON = {"content_type": "application/json", "content_encoding": "utf-8"}
 
@@ -28,8 +33,13 @@ _JSON = {"content_type": "application/json", "content_encoding": "utf-8"}
 class ConfirmedExpress(Express):
     """The short way out where the broker confirms what it has."""
 
+    _is_mute = False
+
     def _reaches(self) -> bool:
-        return self._app.amqp.net is not None
+        """Not where somebody wants no confirmations."""
+        connection = self._app.connection_for_write()
+        is_ours = isinstance(connection.transport, Transport | SSLTransport)
+        return is_ours and bool(connection.transport_options.get("confirm_publish"))
 
     def takes(self, letters: Sequence[Letter]) -> bool:
         """Delays have a way of their own."""
@@ -67,47 +77,62 @@ class ConfirmedExpress(Express):
 
     def _push(
         self, queue: str, first: str, messages: Sequence[amqp.Message], events: list[bytes]
-    ) -> None:
+    ) -> Iterator[int]:
         del first  # an announcement has no id here
+        sent = 0
         with self._app.producer_or_acquire() as producer:
-            publish = self._insisting(producer)
-            letters = [(message, "", queue) for message in messages]
-            also = [self._announcement(events)] if events else []
-            for start in range(0, len(letters), AT_ONCE):
-                some = letters[start : start + AT_ONCE]
-                is_last = start + AT_ONCE >= len(letters)
+            while sent < len(messages):
+                some = _at_once(messages, sent)
                 try:
-                    with within(self._timeout_s), refusals_named():
-                        publish(producer, queue, [*some, *also] if is_last else some)
+                    self._publish(producer, queue, some, events[sent : sent + len(some)])
                 except Refused as error:
-                    error.taken += start
+                    yield error.taken
                     raise
+                sent += len(some)
+                yield len(some)
 
-    def _insisting(self, producer: Any) -> Callable[..., None]:
-        """`_publish`, on a new connection where the old one is lost; with Kombu's errors."""
-        policy = dict(self._app.conf.task_publish_retry_policy)
-        if not self._app.conf.task_publish_retry:
-            policy["max_retries"] = 0
-        connection = producer.connection
-        connection.transport_options.update(policy)  # as Kombu's producer does: to connect, too
-        publish: Callable[..., None] = connection.ensure(producer, self._publish, **policy)
-        return publish
+    def _publish(
+        self, producer: Any, queue: str, messages: Sequence[amqp.Message], events: list[bytes]
+    ) -> None:
+        """On a new connection where the old one is lost."""
 
-    def _publish(self, producer: Any, queue: str, letters: Sequence[Addressed]) -> None:
-        channel = producer.channel
-        _declare(self._app.amqp.queue(queue), channel)
-        if self._events:
-            _declare(self._events.exchange, channel)
-        channel.publish_together(letters)
+        def publish() -> None:
+            channel = producer.channel
+            _declare(self._app.amqp.queue(queue), channel)
+            also = self._announcement(events, channel) if events and not self._is_mute else []
+            channel.publish_together([*((one, "", queue) for one in messages), *also])
 
-    def _announcement(self, events: list[bytes]) -> tuple[amqp.Message, str, str]:
-        routing_key, body = self._together(events)
+        connection, conf = producer.connection, self._app.conf
+        if conf.task_publish_retry:
+            policy = conf.task_publish_retry_policy
+            connection.transport_options.update(policy)  # Kombu's does so: it connects by it too
+            publish = connection.ensure(producer, publish, **policy)
+        with within(self._timeout_s), refusals_named(), connection._reraise_as_library_errors():
+            publish()
+
+    def _announcement(self, events: list[bytes], channel: Any) -> list[Addressed]:
+        """What goes out with the messages: a wait of its own would cost as much as theirs."""
+        exchange, (routing_key, body) = self._events.exchange, self._together(events)
+        try:
+            with refusals_named():
+                _declare(exchange, channel)
+        except Refused as error:
+            logger.warning("Flower is told of no message that this process sends: %s", error)
+            self._is_mute = True
+            raise RecoverableConnectionError("its channel is closed") from error
         message = _message(body, self._events.headers, {}, mode=_TRANSIENT)
-        return message, self._events.exchange.name, routing_key
+        return [(message, exchange.name, routing_key)]
 
     @cached_property
     def _timeout_s(self) -> float:
         return float(self._app.settings.publish_timeout_s)
+
+
+def _at_once(messages: Sequence[amqp.Message], start: int) -> Sequence[amqp.Message]:
+    """Those that are to be confirmed together, from one on."""
+    sizes = accumulate(len(message.body) for message in messages[start : start + AT_ONCE])
+    fit = sum(size <= AT_ONCE_BYTES for size in sizes)
+    return messages[start : start + max(1, fit)]
 
 
 def _declare(entity: Any, channel: Any) -> None:

@@ -10,7 +10,7 @@ takes Celery's way. How a message looks and goes out is the broker's: `umbel.pro
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from time import time
@@ -128,14 +128,19 @@ class Express:
         """The message that a letter is."""
         raise NotImplementedError
 
-    def _push(self, queue: str, first: str, messages: Sequence[Any], events: list[bytes]) -> None:
-        """Send all, the first first, and the events as one.
+    def _push(
+        self, queue: str, first: str, messages: Sequence[Any], events: list[bytes]
+    ) -> Iterator[int]:
+        """Send all, the first first.
 
         Args:
             queue: where to.
             first: the id of the first.
             messages: as made here.
-            events: as JSON.
+            events: what Flower learns of each, as JSON; or none.
+
+        Yields:
+            How many more the broker has.
 
         Raises:
             kombu.exceptions.OperationalError: they may or may not be in their queue.
@@ -215,10 +220,13 @@ class Express:
             if form.event:
                 events.append(self._told(form.event, quoted))
         for queue, load in loads.items():
-            self._push(queue, *load)
+            sum(self._push(queue, *load))
 
-    def forward(self, queue: str, letters: Sequence[Letter]) -> None:
+    def forward(self, queue: str, letters: Sequence[Letter]) -> Iterator[int]:
         """Send what was put into a drawer, in its order.
+
+        Yields:
+            How many more the broker has.
 
         Raises:
             kombu.exceptions.OperationalError: they may or may not be in their queue.
@@ -226,7 +234,7 @@ class Express:
         sent = [letter.sent for letter in letters] if self._events else []
         events = [to_json(self._sent_event(one, queue)) for one in sent]
         messages = [self._of(letter, queue) for letter in letters]
-        self._push(queue, letters[0].id, messages, events)
+        yield from self._push(queue, letters[0].id, messages, events)
 
     def _form(self, job: Job[Any, Any, Any], queue: str, caused: bool) -> _Form:
         key = (job.name, queue, caused)

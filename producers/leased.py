@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
 from typing import Any
 
@@ -70,7 +70,9 @@ class LeasedExpress(Express):
         properties = {**letter.properties, **_properties(2, "", queue, new_id())}
         return _message(letter.body, to_json(letter.headers), to_json(properties))
 
-    def _push(self, queue: str, first: str, messages: Sequence[bytes], events: list[bytes]) -> None:
+    def _push(
+        self, queue: str, first: str, messages: Sequence[bytes], events: list[bytes]
+    ) -> Iterator[int]:
         also = [self._announcement(events, tag=first)] if events else []
         try:
             outlet = self._idle.pop()  # one that no other thread has now
@@ -80,12 +82,13 @@ class LeasedExpress(Express):
             for left in reversed(range(self._tries)):
                 try:
                     outlet.push(queue, messages, *also)
-                    return
+                    break
                 except (redis.RedisError, OSError) as error:
                     if not left:
                         raise OperationalError(str(error)) from error
         finally:
             self._idle.append(outlet)
+        yield len(messages)
 
     def close(self) -> None:
         """Close the connections."""

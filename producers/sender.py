@@ -250,12 +250,7 @@ class Sender:
             with suppress(StoreRequired):  # whoever wrote them had one
                 self._records().all_queued(tracked)
         if queue is not None and self._express.takes(letters):
-            try:
-                self._express.forward(queue, letters)
-            except Refused as error:
-                yield error.taken
-                raise
-            yield len(letters)
+            yield from self._express.forward(queue, letters)
             return
         for letter in letters:
             self._publisher.forward(letter)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.app.defaults import DEFAULTS
-from kombu.utils.url import maybe_sanitize_url
+from celery.app.utils import sanitize_url
 
 from umbel.config.errors import SettingsError
 from umbel.config.settings import Settings
@@ -141,7 +141,7 @@ class Parts(Celery):
             express=self._express,
             publisher=Publisher(self),
             records=lambda: self.records,
-            broker_name=lambda: maybe_sanitize_url(self.conf.broker_write_url),
+            broker_name=lambda: sanitize_url(self.conf.broker_write_url, "**"),
             timeout_s=self.settings.publish_timeout_s,
             shard_maps=lambda: self.shard_maps,
             fallback=lambda: self._fallback,
@@ -190,7 +190,8 @@ class Parts(Celery):
 
     def close(self) -> None:
         """Close this app's connections."""
-        self._express.close()
+        if express := self.__dict__.get("_express"):  # to make one now would read the settings
+            express.close()
         super().close()
 
 

@@ -310,12 +310,13 @@ class Channel(pyamqp.Channel):
         super()._on_basic_ack(delivery_tag, multiple)
 
     def _on_basic_nack(self, delivery_tag: int, multiple: bool) -> None:
-        refused = self._settled(delivery_tag, multiple)
-        self._refuse("the server could not keep it (basic.nack)", refused)
+        if refused := self._settled(delivery_tag, multiple):
+            self._refuse("the server could not keep it (basic.nack)", refused)
         super()._on_basic_nack(delivery_tag, multiple)
 
     def _settled(self, tag: int, multiple: bool) -> set[int]:
-        of = {one for one in self._unconfirmed if one <= tag} if multiple else {tag}
+        """Those that were waited for."""
+        of = {one for one in self._unconfirmed if one == tag or (multiple and one < tag)}
         self._unconfirmed -= of
         return of
 

@@ -51,6 +51,16 @@ def in_time(limit_s: float = 1.5):
     assert time.monotonic() - began < limit_s + SLACK_S
 
 
+@pytest.mark.parametrize("scheme", ["amqp", "redis"])
+def test_of_several_urls_no_password_is_told(scheme):
+    """Each is named."""
+    urls = [f"{scheme}://guest:s3cret@127.0.0.1:{port}/0" for port in (1, 2)]
+    with pytest.raises(BrokerUnavailable) as no:
+        declared(";".join(urls)).send(Note())
+    assert ";".join(urls).replace("s3cret", "**") in str(no.value)
+    assert "s3cret" not in str(no.value)
+
+
 SLACK_S = 2.0
 SENDS = {
     "send": lambda job: job.send(Note()),

@@ -95,6 +95,7 @@ def test_places_that_become_free_are_filled_one_by_one(shop, rabbitmq, start_wor
     sent += send(shop, "pause", 1, seconds=1) + send(shop, "step", 12, seconds=0.3)
     start_worker(shop, queues=["shop"], concurrency=2)
     eventually(lambda: marks(shop)["step0"])
+    eventually(lambda: rabbitmq.counts("shop")[1] <= 2, 3)
     until = monotonic() + 2.5
     while monotonic() < until:
         assert rabbitmq.counts("shop")[1] <= 2

@@ -129,6 +129,15 @@ def test_a_queue_deleted_behind_our_back_is_an_error_at_send(shop, rabbitmq):
     assert [message.body.count(b"again") for message in rabbitmq.waiting("shop")] == [1]
 
 
+def test_that_flower_cannot_be_told_is_in_no_messages_way(shop, rabbitmq, caplog):
+    """Its exchange is there with other arguments, which closes the channel."""
+    rabbitmq.client().default_channel.exchange_declare("shop.events", "fanout", auto_delete=False)
+    shop.say.send(shop.Say())
+    shop.say.send_many([shop.Say()] * 150)
+    assert len(rabbitmq.waiting("shop")) == 151
+    assert caplog.text.count("Flower is told of no message that this process sends: ") == 1
+
+
 def test_a_message_that_is_too_large_is_an_error_at_send(shop, rabbitmq):
     """The server closes the channel; the next message goes out all the same."""
     with pytest.raises(MessageRefused, match="larger than configured max size"):
@@ -207,20 +216,19 @@ def test_messages_may_be_confirmed_together(rabbitmq):
     """They are all there at its end, or there is an error."""
     with connected(rabbitmq.url) as channel:
 
-        def send(*queues: str) -> None:
-            channel.publish_together(
-                (durable(channel, str(number)), "", queue) for number, queue in enumerate(queues)
-            )
+        def send(many: int, queue: str = "q") -> None:
+            messages = (durable(channel, str(number)) for number in range(many))
+            channel.publish_together((message, "", queue) for message in messages)
 
-        send(*["q"] * 100)
+        send(100)
         assert [one.body for one in rabbitmq.waiting("q")] == [b"%d" % n for n in range(100)]
         with pytest.raises(Refused, match="no queue: 'nowhere'"):
-            send("q", "nowhere", "q")
-        send("q")
+            send(3, "nowhere")
+        send(1)
         rabbitmq.freeze()
         try:
             with within(0.5), pytest.raises(RecoverableConnectionError, match="no answer"):
-                send("q")
+                send(1)
         finally:
             rabbitmq.thaw()
 
@@ -230,8 +238,8 @@ def test_many_are_confirmed_together(shop, rabbitmq, monkeypatch):
     waits: list[int] = []
     publish_together = Channel.publish_together
 
-    def counted(channel: Channel, letters: list[Any]) -> None:
-        waits.append(len(letters))
+    def counted(channel: Channel, letters: list[tuple[Any, str, str]]) -> None:
+        waits.append(sum(not exchange for _, exchange, _ in letters))
         publish_together(channel, letters)
 
     monkeypatch.setattr(Channel, "publish_together", counted)
@@ -240,7 +248,7 @@ def test_many_are_confirmed_together(shop, rabbitmq, monkeypatch):
         return [one.id for one in shop.say.send_many(shop.Say(text=str(n)) for n in range(250))]
 
     sent = send()
-    assert waits == [100, 100, 51]  # the last is what Flower learns
+    assert waits == [100, 100, 50]
     rabbitmq.restart()
     sent += send()
     assert [one.headers["id"] for one in rabbitmq.waiting("shop")] == sent
@@ -253,6 +261,21 @@ def test_many_are_confirmed_together(shop, rabbitmq, monkeypatch):
             send()
     finally:
         rabbitmq.thaw()
+
+
+def test_many_large_ones_are_confirmed_by_the_megabyte(shop, rabbitmq, monkeypatch):
+    """Or there would be no time for so many at once."""
+    waits: list[int] = []
+    publish_together = Channel.publish_together
+
+    def counted(channel: Channel, letters: list[tuple[Any, str, str]]) -> None:
+        waits.append(sum(not exchange for _, exchange, _ in letters))
+        publish_together(channel, letters)
+
+    monkeypatch.setattr(Channel, "publish_together", counted)
+    sizes = [400_000, 400_000, 400_000, 1_500_000, 1, 1]
+    shop.say.send_many(shop.Say(text="x" * size) for size in sizes)
+    assert waits == [2, 1, 1, 2]
 
 
 @pytest.mark.parametrize(
