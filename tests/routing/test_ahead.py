@@ -73,6 +73,20 @@ def test_of_short_jobs_many_are_held(shop, rabbitmq, start_worker):
     assert marks(shop) == Counter([*sent, "nap0"])
 
 
+def test_a_worker_that_is_killed_loses_nothing_that_it_has_read_ahead(shop, rabbitmq, start_worker):
+    """Again and again; only what ran just then runs once more."""
+    sent = send(shop, "short", 4000)
+    for kill in range(1, 4):
+        worker = start_worker(shop, queues=["shop"])
+        eventually(lambda: marks(shop).total() >= 800 * kill)  # noqa: B023  asked for here only
+        worker.kill()
+        worker.close()
+    start_worker(shop, queues=["shop"])
+    eventually(lambda: marks(shop).keys() == set(sent), 30)
+    eventually(lambda: rabbitmq.counts("shop") == (0, 0))
+    assert marks(shop).total() <= len(sent) + 3
+
+
 def test_a_long_job_holds_no_short_one(shop, rabbitmq, start_worker):
     """What was read ahead goes to others; and later this worker goes on."""
     sent = send(shop, "short", 500) + send(shop, "nap", 1, seconds=6) + send(shop, "more", 100)
