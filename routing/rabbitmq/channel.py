@@ -141,12 +141,12 @@ class Channel(pyamqp.Channel):
         before = self._prefetch
         if prefetch == before:
             return super().basic_consume(queue, tag, **options)
-        self._bound(prefetch)
+        self._allow(prefetch)
         consuming = super().basic_consume(queue, tag, **options)
-        self._bound(before)
+        self._allow(before)
         return consuming
 
-    def _bound(self, prefetch: int) -> None:
+    def _allow(self, prefetch: int) -> None:
         """`basic_qos` without a wait: the server does one thing after the other."""
         self.send_method(spec.Basic.Qos, "lBb", (0, prefetch, False))
 
@@ -245,7 +245,7 @@ class Channel(pyamqp.Channel):
             RecoverableConnectionError: there was no answer; each may or may not be there.
         """
         if not self._confirm_selected:
-            self.confirm_select()
+            self.confirm_select()  # begins to count anew
         before, self._first_refused = self._published, inf
         try:
             with self._bounded(None) as seconds:

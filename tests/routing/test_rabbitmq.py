@@ -233,8 +233,9 @@ def test_messages_may_be_confirmed_together(rabbitmq):
             rabbitmq.thaw()
 
 
-def test_many_are_confirmed_together(shop, rabbitmq, monkeypatch):
-    """In their order, also after a lost connection; an error where not all are taken."""
+@pytest.fixture
+def waits(monkeypatch) -> list[int]:
+    """How many messages were confirmed together, each time."""
     waits: list[int] = []
     publish_together = Channel.publish_together
 
@@ -243,6 +244,11 @@ def test_many_are_confirmed_together(shop, rabbitmq, monkeypatch):
         publish_together(channel, letters)
 
     monkeypatch.setattr(Channel, "publish_together", counted)
+    return waits
+
+
+def test_many_are_confirmed_together(shop, rabbitmq, waits):
+    """In their order, also after a lost connection; an error where not all are taken."""
 
     def send() -> list[str]:
         return [one.id for one in shop.say.send_many(shop.Say(text=str(n)) for n in range(250))]
@@ -263,16 +269,8 @@ def test_many_are_confirmed_together(shop, rabbitmq, monkeypatch):
         rabbitmq.thaw()
 
 
-def test_many_large_ones_are_confirmed_by_the_megabyte(shop, rabbitmq, monkeypatch):
+def test_many_large_ones_are_confirmed_by_the_megabyte(shop, rabbitmq, waits):
     """Or there would be no time for so many at once."""
-    waits: list[int] = []
-    publish_together = Channel.publish_together
-
-    def counted(channel: Channel, letters: list[tuple[Any, str, str]]) -> None:
-        waits.append(sum(not exchange for _, exchange, _ in letters))
-        publish_together(channel, letters)
-
-    monkeypatch.setattr(Channel, "publish_together", counted)
     sizes = [400_000, 400_000, 400_000, 1_500_000, 1, 1]
     shop.say.send_many(shop.Say(text="x" * size) for size in sizes)
     assert waits == [2, 1, 1, 2]
